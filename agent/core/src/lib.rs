@@ -1,0 +1,14 @@
+//! The decisions of otandem, and nothing else.
+//!
+//! Everything here is a function of its arguments: no clock, no file, no socket, no thread, no runtime. Time comes
+//! in as [`time::Boottime`], effects go out as data. That makes every interleaving of an update (power cuts
+//! included) something that a test can walk through in microseconds.
+//!
+//! Start reading at [`machine`], the update machine; [`boot`] is the vocabulary it shares with the bootloader
+//! back ends, [`image`] the one it shares with the install pipeline.
+#![deny(clippy::cast_possible_truncation)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod boot;
+pub mod image;
+pub mod time;
