@@ -11,4 +11,9 @@
 
 pub mod boot;
 pub mod image;
+pub mod machine;
+pub mod record;
+pub mod seal;
 pub mod time;
+pub mod update;
+pub mod verdict;
