@@ -10,8 +10,11 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod boot;
+pub mod fota;
 pub mod image;
+pub mod jobs;
 pub mod machine;
+pub mod plan;
 pub mod record;
 pub mod seal;
 pub mod time;
