@@ -10,5 +10,6 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod boot;
+pub mod frame;
 pub mod image;
 pub mod time;
