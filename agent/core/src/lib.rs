@@ -11,6 +11,7 @@
 
 pub mod boot;
 pub mod fota;
+pub mod frame;
 pub mod image;
 pub mod jobs;
 pub mod machine;
