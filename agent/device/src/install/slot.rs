@@ -1,0 +1,130 @@
+//! What the pipeline needs of a place that holds an image, and the care that every such place needs.
+
+use std::io;
+use std::path::Path;
+
+use super::buffer::Buffer;
+
+/// The first bytes of a slot, without which nothing in it can be mounted or loaded.
+pub(crate) const HEAD: usize = super::buffer::BUFFER;
+
+/// One open slot. A block device and a file do the same five things in different ways, and tests put a disk that
+/// fails in their place: get unbootable, take bytes, give them back, get durable, get bootable.
+///
+/// Offsets and lengths of reads and writes are multiples of [`Slot::align`].
+pub(crate) trait Slot: Send {
+    /// For messages.
+    fn path(&self) -> &Path;
+
+    /// Bytes that an image in it may have.
+    fn capacity(&self) -> u64;
+
+    /// Unit of offsets and lengths.
+    fn align(&self) -> usize;
+
+    /// Whether the head waits in the state directory, since what is written here is in its final place at once.
+    fn in_place(&self) -> bool;
+
+    /// Whether `size` bytes of an earlier attempt can still be here. With `complete`, of a whole image that may
+    /// have got its head already.
+    fn holds(&mut self, size: u64, complete: bool) -> bool;
+
+    /// Makes what the bootloader would find here unbootable, durably.
+    fn spoil(&mut self) -> io::Result<()>;
+
+    /// Gets ready to be written from `keep` on; what lies before it stays.
+    fn begin(&mut self, keep: u64) -> io::Result<()>;
+
+    /// Writes some bytes.
+    fn write_at(&mut self, bytes: &[u8], at: u64) -> io::Result<usize>;
+
+    /// Zeroes `len` bytes; cheaper than writing them where it can be.
+    fn zero(&mut self, at: u64, len: u64) -> io::Result<()>;
+
+    /// Reads some bytes, from the disk itself where that is possible. 0 at the end.
+    fn read_at(&mut self, bytes: &mut [u8], at: u64) -> io::Result<usize>;
+
+    /// Everything written so far gets durable.
+    fn sync(&mut self) -> io::Result<()>;
+
+    /// The image is written but for its head and has `size` bytes: everything gets durable.
+    fn seal(&mut self, size: u64) -> io::Result<()>;
+
+    /// Makes the image bootable, durably: writes `head` (padded) where the head waits elsewhere, and checks that it
+    /// is there.
+    fn publish(&mut self, head: &[u8]) -> io::Result<()>;
+
+    /// Gives up what was begun.
+    fn discard(&mut self);
+}
+
+/// Writes everything, going on after short writes at the last whole block.
+pub(crate) fn write_all(slot: &mut dyn Slot, bytes: &[u8], at: u64) -> io::Result<()> {
+    let align = slot.align();
+    let mut done = 0;
+    while done < bytes.len() {
+        match slot.write_at(&bytes[done..], at + done as u64) {
+            Ok(n) if n >= bytes.len() - done => return Ok(()),
+            Ok(n) if n >= align => done += n - n % align,
+            Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until at least `need` bytes of `bytes` are there.
+pub(crate) fn read_all(slot: &mut dyn Slot, bytes: &mut [u8], need: usize, at: u64) -> io::Result<()> {
+    let align = slot.align();
+    let mut done = 0;
+    while done < need {
+        match slot.read_at(&mut bytes[done..], at + done as u64) {
+            Ok(n) if done + n >= need => return Ok(()),
+            Ok(n) if n >= align => done += n - n % align,
+            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// The part of a head that decides: almost every file system and partition table has its first mark in here, so it is
+/// the first to go and the last to come, and what a power cut tears in between has no mark.
+const MARK: usize = 4096;
+
+/// [`Slot::spoil`] for slots that are written in place. Written, not unmapped: some devices give back old data after
+/// an unmap.
+pub(crate) fn spoil_in_place(slot: &mut dyn Slot) -> io::Result<()> {
+    let zeros = Buffer::new();
+    let len = usize::try_from(slot.capacity()).map_or(HEAD, |c| c.min(HEAD));
+    let mark = MARK.max(slot.align()).min(len);
+    write_all(slot, &zeros.bytes()[..mark], 0)?;
+    slot.sync()?;
+    write_all(slot, &zeros.bytes()[mark..len], mark as u64)?;
+    slot.seal(len as u64)
+}
+
+/// [`Slot::publish`] for slots that are written in place. Reads the head back.
+pub(crate) fn publish_in_place(slot: &mut dyn Slot, head: &[u8]) -> io::Result<()> {
+    let mut buffer = Buffer::new();
+    let len = align_up(head.len(), slot.align());
+    let mark = MARK.max(slot.align()).min(len);
+    buffer.bytes_mut()[..head.len()].copy_from_slice(head);
+    write_all(slot, &buffer.bytes()[mark..len], mark as u64)?;
+    slot.sync()?;
+    write_all(slot, &buffer.bytes()[..mark], 0)?;
+    slot.seal(len as u64)?;
+    read_all(slot, &mut buffer.bytes_mut()[..len], len, 0)?;
+    if &buffer.bytes()[..head.len()] == head {
+        Ok(())
+    } else {
+        Err(io::Error::other("the head does not read back as it was written"))
+    }
+}
+
+/// `n` rounded up to a multiple of `align`.
+pub(crate) const fn align_up(n: usize, align: usize) -> usize {
+    n.next_multiple_of(align)
+}
