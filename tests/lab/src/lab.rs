@@ -1,33 +1,24 @@
 //! The handle: starts the servers on a thread of their own and drives them from any thread, without async.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::net::TcpListener;
 use tokio::sync::oneshot;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig, crypto::ring};
 
 use crate::ca::{Authority, CaError, Identity, IdentityFiles, Validity, write_file};
 use crate::clock::{Clock, ClockMode};
 use crate::faults::Rule;
 use crate::images::{Access, Images, Object, ObjectError, Scheme, sign};
 use crate::jobs::{Force, JobError, JobSpec};
-use crate::mqtt::{self, Limits};
+use crate::mqtt::Limits;
 use crate::policy::Policy;
 use crate::record::Snapshot;
+use crate::servers::{Servers, https_tls, listen, mqtt_tls, port};
 use crate::world::{Hook, Shared, World, sign_url};
 
-/// ALPN name of MQTT with a client certificate on port 443; the lab takes it on its own port.
-const ALPN_MQTT: &[u8] = b"x-amzn-mqtt-ca";
-/// How often a running clock lets timers run out.
-const TICK: Duration = Duration::from_millis(500);
 /// Transcript lines in the text of a failed wait.
 const TAIL: usize = 30;
 
@@ -384,123 +375,4 @@ impl Lab {
         };
         self.0.shared.wait(condition, limit, report)
     }
-}
-
-fn listen() -> Result<StdListener, LabError> {
-    let bound = StdListener::bind((Ipv4Addr::LOCALHOST, 0));
-    bound
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|source| LabError::System { what: "listen on 127.0.0.1", source })
-}
-
-fn port(listener: &StdListener) -> Result<u16, LabError> {
-    let address = listener.local_addr().map(|address: SocketAddr| address.port());
-    address.map_err(|source| LabError::System { what: "read a listener's port", source })
-}
-
-fn mqtt_tls(authority: &Authority) -> Result<TlsAcceptor, LabError> {
-    let failed = |e: &dyn std::fmt::Display| LabError::Tls { what: "MQTT", cause: e.to_string() };
-    let mut roots = RootCertStore::empty();
-    roots.add(authority.der().clone()).map_err(|e| failed(&e))?;
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), ring::default_provider().into())
-            .build()
-            .map_err(|e| failed(&e))?;
-    let (certificates, key) = server_pair(authority, "otandem lab broker")?;
-    let mut config = builder()
-        .map_err(|e| failed(&e))?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(certificates, key)
-        .map_err(|e| failed(&e))?;
-    config.alpn_protocols = vec![ALPN_MQTT.to_vec(), b"mqtt".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-fn https_tls(authority: &Authority) -> Result<TlsAcceptor, LabError> {
-    let failed = |e: &dyn std::fmt::Display| LabError::Tls { what: "HTTPS", cause: e.to_string() };
-    let (certificates, key) = server_pair(authority, "otandem lab images")?;
-    let mut config = builder()
-        .map_err(|e| failed(&e))?
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)
-        .map_err(|e| failed(&e))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-type Builder = rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>;
-
-fn builder() -> Result<Builder, rustls::Error> {
-    ServerConfig::builder_with_provider(ring::default_provider().into()).with_safe_default_protocol_versions()
-}
-
-type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
-
-fn server_pair(authority: &Authority, name: &str) -> Result<Pair, LabError> {
-    let identity = authority.server(name, Validity::Now)?;
-    let failed = |cause: String| LabError::Tls { what: "a server certificate", cause };
-    let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes());
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes());
-    Ok((vec![certificate.map_err(|e| failed(e.to_string()))?], key.map_err(|e| failed(e.to_string()))?))
-}
-
-/// Sockets that wait for their runtime.
-struct Servers {
-    shared: Arc<Shared>,
-    mqtt: StdListener,
-    http: StdListener,
-    https: StdListener,
-    mqtt_tls: TlsAcceptor,
-    https_tls: TlsAcceptor,
-}
-
-impl Servers {
-    /// Serves until it is told to stop; whatever runs then ends with the runtime.
-    async fn run(self, clock_runs: bool, stopped: oneshot::Receiver<()>) {
-        let Self { shared, mqtt, http, https, mqtt_tls, https_tls } = self;
-        let world = Arc::clone(&shared);
-        accept(mqtt, move |socket| mqtt::connection::serve(Arc::clone(&world), mqtt_tls.clone(), socket));
-        let world = Arc::clone(&shared);
-        accept(http, move |socket| serve_http(Arc::clone(&world), socket));
-        let world = Arc::clone(&shared);
-        accept(https, move |socket| serve_https(Arc::clone(&world), https_tls.clone(), socket));
-        if clock_runs {
-            tokio::spawn(async move {
-                loop {
-                    tokio::time::sleep(TICK).await;
-                    shared.with(World::settle);
-                }
-            });
-        }
-        let _ = stopped.await;
-    }
-}
-
-async fn serve_http(shared: Arc<Shared>, socket: tokio::net::TcpStream) {
-    crate::images::serve::connection(shared, Scheme::Http, socket).await;
-}
-
-async fn serve_https(shared: Arc<Shared>, acceptor: TlsAcceptor, socket: tokio::net::TcpStream) {
-    match acceptor.accept(socket).await {
-        Ok(stream) => crate::images::serve::connection(shared, Scheme::Https, stream).await,
-        Err(error) => shared.with(|world| world.event("", "handshake", &format!("https: {error}"))),
-    }
-}
-
-/// One task per connection. A listener that the runtime refuses ends its server alone; clients see it.
-fn accept<F, T>(listener: StdListener, serve: F)
-where
-    F: Fn(tokio::net::TcpStream) -> T + Send + 'static,
-    T: Future<Output = ()> + Send + 'static,
-{
-    tokio::spawn(async move {
-        let Ok(listener) = TcpListener::from_std(listener) else { return };
-        loop {
-            // Errors of accept are those of a client that is gone again, or of too many open files: both pass.
-            match listener.accept().await {
-                Ok((socket, _)) => drop(tokio::spawn(serve(socket))),
-                Err(_) => tokio::task::yield_now().await,
-            }
-        }
-    });
 }

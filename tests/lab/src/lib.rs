@@ -21,6 +21,7 @@ pub mod lab;
 pub mod mqtt;
 pub mod policy;
 pub mod record;
+mod servers;
 mod world;
 
 pub use ca::{Authority, Identity, IdentityFiles, Validity};

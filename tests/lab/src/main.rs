@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use otandem_lab::{Access, ClockMode, Force, JobSpec, Lab, LabConfig, Policy, Scheme};
+use otandem_lab::{Access, ClockMode, Force, JobSpec, Lab, LabConfig, Scheme};
 use serde_json::{Value, json};
 
 const USAGE: &str = "\
@@ -136,16 +136,24 @@ fn obey(lab: &Lab, folder: &Path, command: &str) -> Result<Value, String> {
             let signed = lab.signed_url(object, scheme, Duration::from_secs(3600));
             Ok(json!({"placeholder": lab.placeholder(object, scheme), "signed": signed}))
         }
-        ("expire", []) => done(lab.expire_urls()),
+        ("expire", []) => {
+            lab.expire_urls();
+            Ok(Value::Null)
+        }
         ("advance", [seconds]) => {
             let seconds = seconds.parse().map_err(|e| format!("{seconds}: {e}"))?;
-            done(lab.advance(Duration::from_secs(seconds)))
+            lab.advance(Duration::from_secs(seconds));
+            Ok(Value::Null)
         }
         ("identity", [thing]) => identity(lab, thing, folder),
-        ("kick", [thing]) => done(lab.kick(thing)),
+        ("kick", [thing]) => {
+            lab.kick(thing);
+            Ok(Value::Null)
+        }
         ("push", [thing, ..]) => {
             let payload = rest.split_once(' ').map_or("", |(_, payload)| payload).to_owned();
-            done(lab.push_notify_next(thing, payload))
+            lab.push_notify_next(thing, payload);
+            Ok(Value::Null)
         }
         ("counters", []) => Ok(counters(lab)),
         ("transcript", []) => {
@@ -165,10 +173,6 @@ fn forced(words: &[&str]) -> Result<Force, String> {
 
 fn text<E: std::fmt::Display>(result: Result<(), E>) -> Result<Value, String> {
     result.map(|()| Value::Null).map_err(|e| e.to_string())
-}
-
-fn done((): ()) -> Result<Value, String> {
-    Ok(Value::Null)
 }
 
 fn list(lab: &Lab) -> Value {

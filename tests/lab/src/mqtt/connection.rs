@@ -176,3 +176,28 @@ fn flags_are_good(byte: u8) -> bool {
         _ => byte & 0x0F == 0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_packets_or_an_error(
+            head in prop::option::of(any::<u8>()),
+            bytes in prop::collection::vec(prop_oneof![any::<u8>(), 0..8u8], 0..64),
+        ) {
+            // Half of the time framed, so that the bodies of packets are reached.
+            let mut framed = head.map_or_else(Vec::new, |head| vec![head, u8::try_from(bytes.len()).unwrap()]);
+            framed.extend(&bytes);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let mut reader = Reader { stream: &framed[..], buffer: BytesMut::new(), largest: 1000 };
+            let mut packets = 0;
+            while runtime.block_on(reader.packet()).is_ok() {
+                packets += 1;
+                prop_assert!(packets <= framed.len());
+            }
+        }
+    }
+}

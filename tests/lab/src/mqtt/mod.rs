@@ -2,7 +2,7 @@
 //!
 //! The codec is a library's; what it lets through (reserved flags, empty lists, QoS 3) and what it does not do (filters
 //! that start with `$`) is done here. Sessions are always clean: AWS would keep one for a client that asks for it,
-//! the lab forgets it on disconnect and says so in CONNACK (session present = 0).
+//! the lab forgets it on disconnect and says so in CONNACK (session present = 0). Wills and the retain flag are taken and not acted upon.
 
 pub(crate) mod connection;
 mod packets;
