@@ -136,7 +136,10 @@ where
         loop {
             // Errors of accept are those of a client that is gone again, or of too many open files: both pass.
             match listener.accept().await {
-                Ok((socket, _)) => drop(tokio::spawn(serve(socket))),
+                Ok((socket, _)) => {
+                    let _ = socket.set_nodelay(true);
+                    drop(tokio::spawn(serve(socket)));
+                }
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }

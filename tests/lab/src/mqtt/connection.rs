@@ -25,7 +25,6 @@ const OVERHEAD: usize = 70_000;
 
 /// Serves a connection to its end.
 pub(crate) async fn serve(shared: Arc<Shared>, acceptor: TlsAcceptor, socket: TcpStream) {
-    let _ = socket.set_nodelay(true);
     let stream = match timeout(PATIENCE, acceptor.accept(socket)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return handshake_failed(&shared, &error.to_string()),
