@@ -5,4 +5,7 @@
 //! names every knob.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod backoff;
+pub mod cloud;
 pub mod config;
+pub mod fetch;
