@@ -1,1 +1,11 @@
-//! Skeleton.
+//! otandem's edge to the world: configuration, command line, logs, cloud session, downloads, control socket.
+//!
+//! Everything asynchronous of the agent is in this crate, on one thread. It decides nothing about an update: the
+//! decisions are `otandem-core`'s, the work on the machine `otandem-device`'s. Start reading at [`config`], which
+//! names every knob.
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod backoff;
+pub mod cloud;
+pub mod config;
+pub mod fetch;

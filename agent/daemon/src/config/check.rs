@@ -1,0 +1,384 @@
+//! From what the files say to what is valid: every mistake told once, with a stand-in in its place.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use otandem_core::boot::SetId;
+use url::Url;
+
+use super::fragments::{self, Fragment};
+use super::settings::*;
+use super::values::{Bytes, Span};
+use super::{Area, Finding, Kind};
+
+const DEFAULT_RUN_DIR: &str = "/run/otandem";
+const MIN: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Settings {
+    /// Validates what the files say. What is wrong is added to `findings`; mistakes found earlier are looked at too.
+    #[must_use]
+    pub fn from_fragment(f: Fragment, findings: &mut Vec<Finding>) -> Self {
+        let mut check = Check { findings };
+        let state_dir = check.absolute("update.state-dir", f.update.state_dir.clone(), DEFAULT_STATE_DIR);
+        let run_dir = check.absolute("update.run-dir", f.update.run_dir.clone(), DEFAULT_RUN_DIR);
+        let log = check.log(&f.log);
+        let control = check.control(f.control, &run_dir);
+        let network = check.network(&f.network);
+        let network = check.first(Area::Network).map_or(Ok(network), Err);
+        let cloud = check.cloud(f.cloud);
+        let cloud = match check.first(Area::Cloud) {
+            Some(finding) => Feature::Broken(finding),
+            None => cloud.map_or(Feature::Off, Feature::On),
+        };
+        let jobs = check.jobs(f.jobs);
+        let jobs = match check.first(Area::Jobs) {
+            Some(finding) => Feature::Broken(finding),
+            None => jobs.map_or(Feature::Off, Feature::On),
+        };
+        let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
+        let updates = match (check.first(Area::Update), updates) {
+            (Some(finding), _) => Err(finding),
+            (None, updates) => updates,
+        };
+        Self { state_dir, run_dir, updates, cloud, jobs, network, log, control }
+    }
+}
+
+/// Collects mistakes while the values are put together with stand-ins for the wrong ones.
+struct Check<'a> {
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, key: &str, problem: impl Into<String>, area: Area) {
+        self.findings.push(Finding::of(key, problem, area));
+    }
+
+    fn first(&self, area: Area) -> Option<Finding> {
+        self.findings.iter().find(|f| f.kind == Kind::Invalid(area)).cloned()
+    }
+
+    fn absolute(&mut self, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {
+        match path {
+            Some(path) if path.is_absolute() => path,
+            Some(path) => {
+                self.wrong(key, format!("{} is not an absolute path", path.display()), Area::Update);
+                default.into()
+            }
+            None => default.into(),
+        }
+    }
+
+    fn some_absolute(&mut self, key: &str, path: Option<PathBuf>, area: Area) -> Option<PathBuf> {
+        if let Some(path) = &path
+            && !path.is_absolute()
+        {
+            self.wrong(key, format!("{} is not an absolute path", path.display()), area);
+        }
+        path
+    }
+
+    fn positive(&mut self, key: &str, span: Option<Span>, default: Duration, area: Area) -> Duration {
+        match span {
+            Some(Span(d)) if d.is_zero() => {
+                self.wrong(key, "must be more than zero", area);
+                default
+            }
+            Some(Span(d)) => d,
+            None => default,
+        }
+    }
+
+    fn log(&mut self, f: &fragments::Log) -> LogSettings {
+        let mut log = LogSettings { level: "info".into(), target: LogTarget::Auto };
+        match &f.level {
+            Some(level) if level.parse::<tracing_subscriber::filter::Targets>().is_err() => {
+                self.wrong(
+                    "log.level",
+                    format!("{level:?}: use error, warn, info, debug or trace"),
+                    Area::Log,
+                );
+            }
+            Some(level) => log.level.clone_from(level),
+            None => {}
+        }
+        match f.target.as_deref() {
+            None | Some("auto") => {}
+            Some("stderr") => log.target = LogTarget::Stderr,
+            Some("syslog") => log.target = LogTarget::Syslog,
+            Some(other) => {
+                self.wrong("log.target", format!("{other:?}: use auto, stderr or syslog"), Area::Log)
+            }
+        }
+        log
+    }
+
+    fn control(&mut self, f: fragments::Control, run_dir: &Path) -> ControlSettings {
+        let default = run_dir.join("control.sock");
+        let socket = match f.socket {
+            Some(path) if !path.is_absolute() => {
+                self.wrong(
+                    "control.socket",
+                    format!("{} is not an absolute path", path.display()),
+                    Area::Control,
+                );
+                default
+            }
+            other => other.unwrap_or(default),
+        };
+        ControlSettings { socket, group: f.group.unwrap_or_else(|| "otandem".into()) }
+    }
+
+    fn network(&mut self, f: &fragments::Network) -> NetworkSettings {
+        let proxy = f.proxy.as_deref().filter(|p| !p.is_empty()).and_then(|text| match Url::parse(text) {
+            Ok(url) if url.scheme() == "http" && url.has_host() => Some(url),
+            // The text may hold a password, so it is not repeated.
+            _ => {
+                self.wrong("network.proxy", "must look like http://[USER:PASSWORD@]HOST:PORT", Area::Network);
+                None
+            }
+        });
+        NetworkSettings {
+            proxy,
+            connect_timeout: self.positive(
+                "network.connect-timeout",
+                f.connect_timeout,
+                Duration::from_secs(30),
+                Area::Network,
+            ),
+            read_timeout: self.positive("network.read-timeout", f.read_timeout, MIN, Area::Network),
+        }
+    }
+
+    fn cloud(&mut self, f: fragments::Cloud) -> Option<CloudSettings> {
+        // Not provisioned yet: the image may already carry the rest of the table.
+        let endpoint = f.endpoint.filter(|e| !e.is_empty())?;
+        let area = Area::Cloud;
+        if endpoint.contains(['/', ' '])
+            || (endpoint.contains(':') && endpoint.parse::<std::net::Ipv6Addr>().is_err())
+        {
+            self.wrong("cloud.endpoint", format!("{endpoint:?}: give the host name alone"), area);
+        }
+        match f.kind.as_deref() {
+            None | Some("aws") => {}
+            Some(other) => self.wrong("cloud.kind", format!("{other:?} is not known: use aws"), area),
+        }
+        let thing = match (f.thing_name, f.thing_name_file) {
+            (Some(name), None) => {
+                if !is_thing_name(&name) {
+                    self.wrong("cloud.thing-name", "1 to 128 of A-Z a-z 0-9 : _ - are allowed", area);
+                }
+                Some(ThingName::Name(name))
+            }
+            (None, Some(file)) => {
+                self.some_absolute("cloud.thing-name-file", Some(file), area).map(ThingName::File)
+            }
+            _ => {
+                self.wrong("cloud.thing-name", "give exactly one of thing-name and thing-name-file", area);
+                None
+            }
+        };
+        let credentials = match (f.cert_store, f.cert, f.key) {
+            (Some(dir), None, None) => Some(Credentials::Store(dir)),
+            (None, Some(cert), Some(key)) => Some(Credentials::Files { cert, key }),
+            _ => {
+                self.wrong("cloud.cert", "give either cert and key, or cert-store alone", area);
+                None
+            }
+        };
+        // The protocol has 16 bits of seconds for it, AWS takes 30 s to 20 min.
+        let keep_alive = f.keep_alive.map_or(4 * MIN, |s| s.0);
+        if keep_alive < Duration::from_secs(5) || keep_alive > 20 * MIN {
+            self.wrong("cloud.keep-alive", "must be 5s to 20min", area);
+        }
+        let connect_timeout =
+            self.positive("cloud.connect-timeout", f.connect_timeout, Duration::from_secs(30), area);
+        Some(CloudSettings {
+            endpoint,
+            port: f.port.unwrap_or(8883),
+            thing: thing?,
+            client_id: f.client_id.filter(|id| !id.is_empty()),
+            keep_alive,
+            connect_timeout,
+            ca: self.some_absolute("cloud.ca", f.ca, area),
+            credentials: credentials?,
+            publish_rate: f.publish_rate.unwrap_or(100),
+            in_flight: f.in_flight.unwrap_or(100),
+        })
+    }
+
+    fn jobs(&mut self, f: fragments::Jobs) -> Option<JobsSettings> {
+        let step_timeout = f.step_timeout.map(|s| s.0);
+        if step_timeout.is_some_and(|d| d < MIN || d > Duration::from_secs(10080 * 60)) {
+            self.wrong("jobs.step-timeout", "must be 1min to 7d", Area::Jobs);
+        }
+        let directory = f.handler_directory.unwrap_or_else(|| "/usr/lib/otandem/handlers".into());
+        let jobs = JobsSettings {
+            handler_directory: directory,
+            step_timeout,
+            describe: f.describe.unwrap_or(false),
+        };
+        self.some_absolute("jobs.handler-directory", Some(jobs.handler_directory.clone()), Area::Jobs);
+        f.enabled.unwrap_or(true).then_some(jobs)
+    }
+
+    fn updates(
+        &mut self,
+        device: fragments::Device,
+        f: fragments::Update,
+        bootloader: fragments::Bootloader,
+        a: fragments::Slots,
+        b: fragments::Slots,
+    ) -> Result<UpdateSettings, Finding> {
+        let area = Area::Update;
+        let (a, b) = self.sets(a, b);
+        let boots_first = self.boots_first(f.boots_first, &a);
+        let if_missing = self.if_missing(f.if_missing.unwrap_or_default(), &a);
+        let trial_boots = f.trial_boots.unwrap_or(1);
+        if !(1..=3).contains(&trial_boots) {
+            self.wrong("update.trial-boots", "must be 1, 2 or 3", area);
+        }
+        let reboot_command = f.reboot_command.unwrap_or_else(|| vec!["/sbin/reboot".into()]);
+        if !reboot_command.first().is_some_and(|p| p.starts_with('/')) {
+            self.wrong("update.reboot-command", "must be a list that starts with an absolute path", area);
+        }
+        let memory = |value: Option<Bytes>, default: u64| value.map_or(default, |b| b.0);
+        let settings = UpdateSettings {
+            compatible: device.compatible.filter(|c| !c.is_empty()),
+            version_file: device.version_file.unwrap_or_else(|| "/etc/os-release".into()),
+            version_key: device.version_key.unwrap_or_else(|| "VERSION_ID".into()),
+            bootloader: self.bootloader(bootloader),
+            state_shared: f.state_shared.unwrap_or(true),
+            health_dir: self.absolute("update.health-dir", f.health_dir, "/etc/otandem/health.d"),
+            health_timeout: self.positive("update.health-timeout", f.health_timeout, 10 * MIN, area),
+            health_check_timeout: self.positive(
+                "update.health-check-timeout",
+                f.health_check_timeout,
+                MIN,
+                area,
+            ),
+            require_cloud: f.require_cloud,
+            cloud_timeout: self.positive("update.cloud-timeout", f.cloud_timeout, 30 * MIN, area),
+            trial_boots,
+            reboot_command,
+            reboot_window: f.reboot_window,
+            retry_interval: self.positive("update.retry-interval", f.retry_interval, 15 * MIN, area),
+            defer_limit: self.positive("update.defer-limit", f.defer_limit, 24 * HOUR, area),
+            hook_dir: self.absolute("update.hook-dir", f.hook_dir, "/etc/otandem/hooks.d"),
+            hook_timeout: self.positive("update.hook-timeout", f.hook_timeout, MIN, area),
+            rate_limit: f.rate_limit.map(|b| b.0).filter(|n| *n > 0),
+            ca: self.some_absolute("update.ca", f.ca, area),
+            read_back: f.read_back.unwrap_or(false),
+            download_timeout: self.positive("update.download-timeout", f.download_timeout, 24 * HOUR, area),
+            zstd_window: memory(f.zstd_window, 8 << 20),
+            xz_memory: memory(f.xz_memory, 16 << 20),
+            allow_other_disk: f.allow_other_disk.unwrap_or(false),
+            if_missing,
+            boots_first,
+            watchdog: self.some_absolute("update.watchdog", f.watchdog, area),
+            checkpoint_bytes: memory(f.checkpoint_bytes, 16 << 20),
+            checkpoint_interval: f.checkpoint_interval.map_or(Duration::from_secs(2), |s| s.0),
+            a,
+            b,
+        };
+        self.first(area).map_or(Ok(settings), Err)
+    }
+
+    fn sets(&mut self, a: fragments::Slots, b: fragments::Slots) -> (SlotSet, SlotSet) {
+        let set = |f: fragments::Slots, id: SetId| SlotSet {
+            index: f.index.unwrap_or(u32::from(id == SetId::B)),
+            boot_name: f.boot_name.unwrap_or_else(|| id.name().into()),
+            slots: f.paths,
+        };
+        let (a, b) = (set(a, SetId::A), set(b, SetId::B));
+        let area = Area::Update;
+        if a.slots.is_empty() && b.slots.is_empty() {
+            self.wrong("slots", "no slots are configured: name them in [slots.A] and [slots.B]", area);
+        } else if !a.slots.keys().eq(b.slots.keys()) {
+            self.wrong("slots", "[slots.A] and [slots.B] must name the same slots", area);
+        }
+        if a.index == b.index {
+            self.wrong("slots.B.index", "must differ from that of set A", area);
+        }
+        if a.boot_name == b.boot_name || a.boot_name.is_empty() || b.boot_name.is_empty() {
+            self.wrong("slots.B.boot-name", "each set needs a name of its own", area);
+        }
+        let mut seen = BTreeMap::new();
+        for (set, slots) in [("A", &a.slots), ("B", &b.slots)] {
+            for (name, path) in slots {
+                let key = format!("slots.{set}.{name}");
+                if !is_slot_name(name) {
+                    self.wrong(&key, "slot names are 1 to 32 of a-z 0-9 _ -", area);
+                }
+                if !path.is_absolute() {
+                    self.wrong(&key, format!("{} is not an absolute path", path.display()), area);
+                }
+                if let Some(other) = seen.insert(path.clone(), key.clone()) {
+                    self.wrong(&key, format!("is the same place as {other}"), area);
+                }
+            }
+        }
+        (a, b)
+    }
+
+    fn boots_first(&mut self, given: Option<String>, set: &SlotSet) -> String {
+        let names = &set.slots;
+        if let Some(name) = given.filter(|n| !n.is_empty()) {
+            if !names.contains_key(&name) {
+                self.wrong("update.boots-first", format!("{name:?} is not a configured slot"), Area::Update);
+            }
+            return name;
+        }
+        // A kernel partition is read before the root file system that it mounts.
+        let usual = ["boot", "kernel", "rootfs"].into_iter().find(|n| names.contains_key(*n));
+        usual.map(str::to_owned).or_else(|| names.keys().next().cloned()).unwrap_or_default()
+    }
+
+    fn if_missing(&mut self, given: BTreeMap<String, String>, set: &SlotSet) -> BTreeMap<String, IfMissing> {
+        let mut out = BTreeMap::new();
+        for (slot, what) in given {
+            let key = format!("update.if-missing.{slot}");
+            if !set.slots.contains_key(&slot) {
+                self.wrong(&key, format!("{slot:?} is not a configured slot"), Area::Update);
+            } else if what == "copy" {
+                out.insert(slot, IfMissing::Copy);
+            } else if what != "refuse" {
+                self.wrong(&key, format!("{what:?}: use copy or refuse"), Area::Update);
+            }
+        }
+        out
+    }
+
+    fn bootloader(&mut self, f: fragments::Bootloader) -> Bootloader {
+        let area = Area::Update;
+        let timeout = self.positive("bootloader.timeout", f.timeout, Duration::from_secs(30), area);
+        match f.kind.as_deref() {
+            None | Some("auto") => Bootloader::Auto { timeout },
+            Some("custom") => match self.some_absolute("bootloader.program", f.program, area) {
+                Some(program) => Bootloader::Custom { program, timeout },
+                None => {
+                    self.wrong("bootloader.program", "kind = \"custom\" needs the program to call", area);
+                    Bootloader::Auto { timeout }
+                }
+            },
+            Some("simulated") => match self.some_absolute("bootloader.directory", f.directory, area) {
+                Some(directory) => Bootloader::Simulated { directory },
+                None => {
+                    self.wrong("bootloader.directory", "kind = \"simulated\" needs a directory", area);
+                    Bootloader::Auto { timeout }
+                }
+            },
+            Some(other) => {
+                self.wrong("bootloader.kind", format!("{other:?}: use auto, custom or simulated"), area);
+                Bootloader::Auto { timeout }
+            }
+        }
+    }
+}
+
+fn is_slot_name(name: &str) -> bool {
+    (1..=32).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_' || b == b'-')
+}

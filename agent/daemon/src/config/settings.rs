@@ -1,0 +1,259 @@
+//! The validated configuration: what the rest of the code sees.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use otandem_core::boot::SetId;
+use url::Url;
+
+use super::Finding;
+use super::fragments::Fragment;
+use super::values::Window;
+
+pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/otandem";
+
+/// The whole configuration, valid.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Where the record, the outbox and the heads of slots live.
+    pub state_dir: PathBuf,
+    /// What must not outlive a reboot: the control socket, `settled`.
+    pub run_dir: PathBuf,
+    /// Slots, bootloader and rules of an update; or why updates are refused.
+    pub updates: Result<UpdateSettings, Finding>,
+    /// The cloud session. Off: an offline device.
+    pub cloud: Feature<CloudSettings>,
+    /// Jobs from the cloud.
+    pub jobs: Feature<JobsSettings>,
+    /// Proxy and timeouts; broken: nothing may go out, since going direct is not what was asked for.
+    pub network: Result<NetworkSettings, Finding>,
+    /// Where logs go.
+    pub log: LogSettings,
+    /// The control socket.
+    pub control: ControlSettings,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::from_fragment(Fragment::default(), &mut Vec::new())
+    }
+}
+
+/// A function that the configuration may turn off, on purpose or by a mistake.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Feature<T> {
+    /// Not configured.
+    Off,
+    /// On, with these settings.
+    On(T),
+    /// Off because of this mistake.
+    Broken(Finding),
+}
+
+impl<T> Feature<T> {
+    /// The settings, if it is on.
+    pub const fn on(&self) -> Option<&T> {
+        match self {
+            Self::On(settings) => Some(settings),
+            Self::Off | Self::Broken(_) => None,
+        }
+    }
+}
+
+/// One slot set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotSet {
+    /// What `bc_idx` of a job calls it.
+    pub index: u32,
+    /// What the bootloader calls it.
+    pub boot_name: String,
+    /// Slot name to device or file; both sets have the same names.
+    pub slots: BTreeMap<String, PathBuf>,
+}
+
+/// The boot control back end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Bootloader {
+    /// Find out at start.
+    Auto {
+        /// Longest run of a bootloader tool.
+        timeout: Duration,
+    },
+    /// A program with RAUC's verbs.
+    Custom {
+        /// Absolute path.
+        program: PathBuf,
+        /// Longest run of it.
+        timeout: Duration,
+    },
+    /// Files in a directory play the bootloader: demo and tests.
+    Simulated {
+        /// That directory.
+        directory: PathBuf,
+    },
+}
+
+/// What to do with a slot of the target set that a job does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfMissing {
+    /// Copy it from the booted set and verify.
+    Copy,
+}
+
+/// Everything an update needs.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)] // one field per key; the commented example file says what each is for
+pub struct UpdateSettings {
+    pub compatible: Option<String>,
+    pub version_file: PathBuf,
+    pub version_key: String,
+    pub a: SlotSet,
+    pub b: SlotSet,
+    pub bootloader: Bootloader,
+    pub state_shared: bool,
+    pub health_dir: PathBuf,
+    pub health_timeout: Duration,
+    pub health_check_timeout: Duration,
+    /// `None`: true for jobs, false for local installs.
+    pub require_cloud: Option<bool>,
+    pub cloud_timeout: Duration,
+    pub trial_boots: u8,
+    pub reboot_command: Vec<String>,
+    pub reboot_window: Option<Window>,
+    pub retry_interval: Duration,
+    pub defer_limit: Duration,
+    pub hook_dir: PathBuf,
+    pub hook_timeout: Duration,
+    /// Bytes per second of the source; `None`: no limit.
+    pub rate_limit: Option<u64>,
+    /// Roots for downloads; `None`: the system's.
+    pub ca: Option<PathBuf>,
+    pub read_back: bool,
+    pub download_timeout: Duration,
+    pub zstd_window: u64,
+    pub xz_memory: u64,
+    pub allow_other_disk: bool,
+    pub if_missing: BTreeMap<String, IfMissing>,
+    /// The slot that the bootloader reads first: its head is written last.
+    pub boots_first: String,
+    pub watchdog: Option<PathBuf>,
+    pub checkpoint_bytes: u64,
+    pub checkpoint_interval: Duration,
+}
+
+impl UpdateSettings {
+    /// The set `id`.
+    #[must_use]
+    pub const fn set(&self, id: SetId) -> &SlotSet {
+        match id {
+            SetId::A => &self.a,
+            SetId::B => &self.b,
+        }
+    }
+}
+
+/// Where the device's certificate and key are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// A directory that holds the certificate and its key.
+    Store(PathBuf),
+    /// Two PEM files.
+    Files {
+        /// Chain, the device's own first.
+        cert: PathBuf,
+        /// Private key.
+        key: PathBuf,
+    },
+}
+
+/// The name under which the cloud knows the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ThingName {
+    /// As configured.
+    Name(String),
+    /// The first line of this file, read when the session starts.
+    File(PathBuf),
+}
+
+/// The cloud session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CloudSettings {
+    /// Host name.
+    pub endpoint: String,
+    /// 8883, or 443 (then ALPN tells the broker that this is MQTT).
+    pub port: u16,
+    /// Thing name.
+    pub thing: ThingName,
+    /// `None`: the thing name.
+    pub client_id: Option<String>,
+    /// Between two signs of life.
+    pub keep_alive: Duration,
+    /// Longest time to connect: TCP, proxy, TLS and MQTT together.
+    pub connect_timeout: Duration,
+    /// Roots for the endpoint; `None`: the system's.
+    pub ca: Option<PathBuf>,
+    /// Certificate and key.
+    pub credentials: Credentials,
+    /// Publishes per second; 0 = no limit.
+    pub publish_rate: u32,
+    /// Publishes that wait for their acknowledgement; 0 = no limit.
+    pub in_flight: u16,
+}
+
+/// Jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobsSettings {
+    /// Where handlers of general jobs are.
+    pub handler_directory: PathBuf,
+    /// Sent as `stepTimeoutInMinutes`; covers reboot and trial. `None`: not sent.
+    pub step_timeout: Option<Duration>,
+    /// Whether the policy allows `DescribeJobExecution`.
+    pub describe: bool,
+}
+
+/// The way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// HTTP CONNECT proxy for MQTT and downloads; may carry user and password, so never log it.
+    pub proxy: Option<Url>,
+    /// Longest time to open a connection for a download.
+    pub connect_timeout: Duration,
+    /// Longest silence in a download before it is tried again.
+    pub read_timeout: Duration,
+}
+
+/// Where logs go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogTarget {
+    /// journald's stderr if there, else syslog where stderr is no terminal, else stderr.
+    Auto,
+    /// stderr.
+    Stderr,
+    /// `/dev/log`.
+    Syslog,
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogSettings {
+    /// `info`, or per module: `info,otandem::cloud=debug`.
+    pub level: String,
+    /// Where to.
+    pub target: LogTarget,
+}
+
+/// The control socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlSettings {
+    /// Its path.
+    pub socket: PathBuf,
+    /// Members may give orders, as root may.
+    pub group: String,
+}
+
+/// As the cloud allows it; anything else would change the meaning of a topic.
+#[must_use]
+pub fn is_thing_name(name: &str) -> bool {
+    (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b":_-".contains(&b))
+}

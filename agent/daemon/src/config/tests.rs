@@ -1,0 +1,262 @@
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::fragments::{Fragment, all_keys};
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../dist/etc/otandem/otandem.toml.example");
+
+/// The example with the lines of the given comment marks uncommented.
+fn uncommented(marks: &[&str]) -> String {
+    let mut out = String::new();
+    for line in EXAMPLE.lines() {
+        let body = line.trim_start_matches('#');
+        let mark = &line[..line.len() - body.len()];
+        let is_key = !mark.is_empty() && body.chars().next().is_some_and(|c| c.is_ascii_lowercase());
+        out.push_str(if is_key && marks.contains(&mark) { body } else { line });
+        out.push('\n');
+    }
+    out
+}
+
+fn load(text: &str) -> (Settings, Vec<Finding>) {
+    let (fragment, mut findings) = Fragment::parse(Path::new("t.toml"), text);
+    let settings = Settings::from_fragment(fragment, &mut findings);
+    (settings, findings)
+}
+
+const SLOTS: &str = "[slots.A]\nrootfs='/dev/a'\n[slots.B]\nrootfs='/dev/b'\n";
+const CLOUD: &str = "[cloud]\nendpoint='e.example'\nthing-name='t'\ncert='/c'\nkey='/k'\n";
+
+#[test]
+fn the_example_as_it_is_changes_nothing() {
+    assert_eq!(load(EXAMPLE).0, Settings::default());
+    assert_eq!(load(&uncommented(&["#"])).0, Settings::default());
+}
+
+#[test]
+fn the_defaults_in_the_example_are_the_defaults_of_the_code() {
+    let (examples_only, findings) = load(&uncommented(&["##"]));
+    assert_eq!(findings, []);
+    assert!(examples_only.updates.is_ok() && examples_only.cloud.on().is_some());
+    let (with_defaults, findings) = load(&uncommented(&["#", "##"]));
+    assert_eq!(findings, []);
+    assert_eq!(with_defaults, examples_only);
+}
+
+#[test]
+fn the_example_names_every_key_and_no_other() {
+    let everything: toml::Table = uncommented(&["#", "##", "###"]).parse().unwrap();
+    for key in all_keys() {
+        let mut at = toml::Value::Table(everything.clone());
+        for part in key.split('.') {
+            at = at.get(part).unwrap_or_else(|| panic!("{key} is missing in the example")).clone();
+        }
+    }
+    let (_, findings) = load(&uncommented(&["#", "##", "###"]));
+    assert!(findings.iter().all(|f| f.kind != Kind::Unknown), "{findings:?}");
+}
+
+#[test]
+fn no_configuration_is_an_offline_device_without_updates() {
+    let settings = Settings::default();
+    assert_eq!(settings.cloud, Feature::Off);
+    assert!(settings.updates.unwrap_err().problem.contains("[slots.A]"));
+    assert!(settings.network.is_ok());
+}
+
+#[test]
+fn an_unknown_key_is_told_with_its_file_and_full_name_and_has_no_effect() {
+    let (settings, findings) = load(&format!("{SLOTS}[update]\nhealth-timout='5s'\n[updates]\nx=1\n"));
+    assert!(settings.updates.is_ok());
+    let told: Vec<_> = findings.iter().map(ToString::to_string).collect();
+    assert!(told.iter().any(|t| t.starts_with("t.toml: update.health-timout: ")), "{told:?}");
+    assert!(told.iter().any(|t| t.starts_with("t.toml: updates: ")), "{told:?}");
+    assert!(findings.iter().all(|f| f.kind == Kind::Unknown));
+}
+
+#[test]
+fn a_mistake_in_a_feature_costs_that_feature_alone() {
+    for (table, area) in [
+        ("[jobs]\nstep-timeout='often'\n", Area::Jobs),
+        ("[jobs]\nenabled='yes'\n", Area::Jobs),
+        ("[network]\nproxy='socks://x'\n", Area::Network),
+        ("[log]\nlevel=3\n", Area::Log),
+        ("[log]\ntarget='paper'\n", Area::Log),
+        ("[control]\nsocket='here'\n", Area::Control),
+    ] {
+        let (settings, findings) = load(&format!("{SLOTS}{CLOUD}{table}"));
+        assert!(settings.updates.is_ok(), "{table}");
+        assert!(settings.cloud.on().is_some(), "{table}");
+        assert_eq!(matches!(settings.jobs, Feature::Broken(_)), area == Area::Jobs, "{table}");
+        assert_eq!(settings.network.is_err(), area == Area::Network, "{table}");
+        assert_eq!(findings.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Invalid(area)], "{table}");
+    }
+}
+
+#[test]
+fn a_mistake_in_the_cloud_table_leaves_updates_on() {
+    for wrong in [
+        "port=70000",
+        "keep-alive='1d'",
+        "client-id=3",
+        "cert-store='/x'",
+        "thing-name-file='/y'",
+        "kind='x'",
+    ] {
+        let (settings, findings) = load(&format!("{SLOTS}{CLOUD}{wrong}\n"));
+        assert!(settings.updates.is_ok(), "{wrong}");
+        assert!(matches!(settings.cloud, Feature::Broken(_)), "{wrong}");
+        assert_eq!(findings.len(), 1, "{wrong}: {findings:?}");
+    }
+    let hostile = CLOUD.replace("'t'", "'t/#'");
+    assert!(matches!(load(&hostile).0.cloud, Feature::Broken(_)));
+}
+
+#[test]
+fn what_an_update_needs_is_refused_when_wrong_never_guessed() {
+    let slots = |a: &str, b: &str| format!("[slots.A]\n{a}\n[slots.B]\n{b}\n");
+    for text in [
+        slots("rootfs='/dev/a'", ""),
+        slots("rootfs='/dev/a'", "rootfs='/dev/a'"),
+        slots("rootfs='dev/a'", "rootfs='/dev/b'"),
+        slots("rootfs='/dev/a'\nindex=1", "rootfs='/dev/b'"),
+        slots("rootfs='/dev/a'\nboot-name='B'", "rootfs='/dev/b'"),
+        slots("'../x'='/dev/a'", "'../x'='/dev/b'"),
+        slots("rootfs=3", "rootfs='/dev/b'"),
+        format!("{SLOTS}[slots.C]\nrootfs='/dev/c'"),
+        format!("{SLOTS}[update]\ntrial-boots=4"),
+        format!("{SLOTS}[update]\ntrial-boots=0"),
+        format!("{SLOTS}[update]\nhealth-timeout=0"),
+        format!("{SLOTS}[update]\nca='roots.pem'"),
+        format!("{SLOTS}[update]\nca=true"),
+        format!("{SLOTS}[update]\nreboot-command=[]"),
+        format!("{SLOTS}[update]\nboots-first='boot'"),
+        format!("{SLOTS}[update]\nif-missing={{rootfs='guess'}}"),
+        format!("{SLOTS}[bootloader]\nkind='lilo'"),
+        format!("{SLOTS}[bootloader]\nkind='custom'"),
+        format!("{SLOTS}[device]\ncompatible=['a']"),
+        format!("update=3\n{SLOTS}"),
+        format!("{SLOTS}[update"),
+    ] {
+        let (settings, findings) = load(&text);
+        let finding = settings.updates.expect_err(&text);
+        assert!(matches!(finding.kind, Kind::Invalid(Area::Update)), "{text}: {finding}");
+        assert!(findings.contains(&finding), "{text}");
+    }
+}
+
+#[test]
+fn a_proxy_with_a_password_is_never_repeated_in_a_finding() {
+    let (_, findings) = load("[network]\nproxy='ftp://user:hunter2@proxy:3128'\n");
+    assert_eq!(findings.iter().filter(|f| f.key == "network.proxy").count(), 1);
+    assert!(!findings.iter().any(|f| f.to_string().contains("hunter2")));
+    let (_, findings) = load("[network]\nproxy='http://user:hunter2@proxy:3128\n");
+    assert!(findings[0].to_string().contains("in line 2"), "{findings:?}");
+    assert!(!findings[0].to_string().contains("hunter2"));
+}
+
+fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+fn sources(dir: &Path) -> Sources {
+    Sources {
+        directories: ["usr", "etc", "run"].iter().map(|d| dir.join(d)).collect(),
+        explicit: None,
+        state_dir: Some(dir.join("state")),
+    }
+}
+
+#[test]
+fn later_files_win_key_by_key() {
+    let dir = tree(&[
+        ("usr/otandem.toml", "[update]\ntrial-boots=2\nhealth-timeout='1min'\nretry-interval='1min'\n"),
+        (
+            "etc/otandem.toml",
+            &format!("{SLOTS}[update]\nhealth-timeout='2min'\n[update.if-missing]\nrootfs='copy'"),
+        ),
+        ("etc/conf.d/20.toml", "[update]\nretry-interval='20min'"),
+        ("etc/conf.d/10.toml", "[update]\nretry-interval='10min'"),
+        ("etc/conf.d/readme", "not read"),
+        ("run/otandem.toml", "[slots.B]\nrootfs='/dev/c'"),
+        ("state/device.toml", CLOUD),
+    ]);
+    let (settings, findings) = Settings::load(&sources(dir.path())).unwrap();
+    assert_eq!(findings, []);
+    let update = settings.updates.unwrap();
+    assert_eq!(update.trial_boots, 2);
+    assert_eq!(update.health_timeout, Duration::from_secs(120));
+    assert_eq!(update.retry_interval, Duration::from_secs(1200));
+    assert_eq!(update.b.slots["rootfs"], Path::new("/dev/c"));
+    assert_eq!(update.if_missing["rootfs"], IfMissing::Copy);
+    assert_eq!(settings.cloud.on().unwrap().endpoint, "e.example");
+    assert_eq!(settings.state_dir, dir.path().join("state"));
+}
+
+#[test]
+fn a_device_file_that_others_may_write_is_not_believed() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tree(&[("etc/otandem.toml", SLOTS), ("state/device.toml", CLOUD)]);
+    let file = dir.path().join("state/device.toml");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+    let (settings, _) = Settings::load(&sources(dir.path())).unwrap();
+    assert!(settings.updates.is_ok());
+    let Feature::Broken(finding) = settings.cloud else { panic!("{:?}", settings.cloud) };
+    assert!(finding.to_string().contains("chmod"), "{finding}");
+}
+
+#[test]
+fn an_explicit_configuration_replaces_all_others() {
+    let dir = tree(&[
+        ("etc/otandem.toml", SLOTS),
+        ("state/device.toml", CLOUD),
+        ("mine.toml", "[log]\nlevel='debug'"),
+    ]);
+    let explicit = |name: &str| Sources { explicit: Some(dir.path().join(name)), ..sources(dir.path()) };
+    let (settings, _) = Settings::load(&explicit("mine.toml")).unwrap();
+    assert_eq!(settings.log.level, "debug");
+    assert!(settings.updates.is_err());
+    assert_eq!(settings.cloud, Feature::Off);
+    let (settings, _) = Settings::load(&explicit("etc")).unwrap();
+    assert!(settings.updates.is_ok());
+    let error = Settings::load(&explicit("nowhere")).unwrap_err();
+    assert!(error.to_string().contains("--config"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_noise_refuses_updates_and_the_daemon_can_still_start() {
+    let dir = tree(&[("etc/otandem.toml", SLOTS), ("state/device.toml", CLOUD)]);
+    fs::write(dir.path().join("etc/conf.d.toml"), "").unwrap();
+    fs::create_dir_all(dir.path().join("etc/conf.d")).unwrap();
+    fs::write(dir.path().join("etc/conf.d/x.toml"), [0xff, 0xfe, 0, 1]).unwrap();
+    let (settings, findings) = Settings::load(&sources(dir.path())).unwrap();
+    assert!(settings.updates.is_err());
+    assert!(settings.cloud.on().is_some());
+    assert_eq!(findings.len(), 1);
+}
+
+proptest! {
+    #[test]
+    fn no_file_panics(text in "\\PC{0,200}") {
+        let _ = load(&text);
+    }
+
+    #[test]
+    fn no_value_of_a_known_key_panics(key in prop::sample::select(all_keys()), value in prop::sample::select(vec![
+        "1", "-1", "true", "''", "'x'", "[]", "['']", "{}", "{a=1}", "1.5", "1979-05-27", "9223372036854775807"]))
+    {
+        let (table, key) = key.rsplit_once('.').unwrap();
+        let (_, findings) = load(&format!("[{table}]\n{key}={value}\n"));
+        prop_assert!(findings.iter().all(|f| f.kind != Kind::Unknown));
+    }
+}
