@@ -6,7 +6,10 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod backoff;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod exit;
 pub mod fetch;
 
 /// The way to the cloud: TLS for MQTT and for downloads, and the one MQTT session that all features share.
