@@ -132,6 +132,46 @@ fn zeros_become_holes() {
 }
 
 #[test]
+fn what_another_update_left_behind_does_not_show_through_holes() {
+    let mut raw = vec![0; 4 * MIB];
+    raw[0] = 1;
+    raw[3 * MIB] = 1;
+    let bench = Bench::new(&["rootfs"]);
+    std::fs::write(bench.dir.path().join(".rootfs.img.otandem"), vec![0xee; 6 * MIB]).unwrap();
+    let state = bench.state();
+    std::fs::write(state.join("head.rootfs"), vec![0xee; MIB]).unwrap();
+    let images = [image("rootfs", "x", None, &raw)];
+    install(&bench.plan(&images, &state), &mut MemFetch::new([("x", raw.clone())]), &mut Log::default(), &GO)
+        .unwrap();
+    assert!(std::fs::read(bench.path("rootfs")).unwrap() == raw);
+    assert_eq!(bench.names_in_state(), [""; 0]);
+}
+
+#[test]
+fn a_format_that_this_build_cannot_open_is_rejected_in_so_many_words() {
+    let bench = Bench::new(&["rootfs"]);
+    let state = bench.state();
+    for (format, begin) in
+        [(Compression::Xz, &b"\xfd7zXZ\0noise that is no xz"[..]), (Compression::Gzip, b"\x1f\x8b\x08\xff")]
+    {
+        let images = [image("rootfs", "x", None, begin)];
+        let mut log = Log::default();
+        let mut fetch = MemFetch::new([("x", begin.to_vec())]);
+        let fault = fault(install(&bench.plan(&images, &state), &mut fetch, &mut log, &GO));
+        // Which of the two it is depends on the features that this test is built with.
+        match fault {
+            Fault::Unsupported(found) => {
+                assert_eq!((found, fault.class(), log.ready), (format, Class::Rejected, 0));
+                assert!(fault.to_string().starts_with("this build has no "), "{fault}");
+            }
+            Fault::Corrupt { format: found, .. } => assert_eq!(found, format),
+            Fault::Truncated { .. } => {}
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[test]
 fn the_stop_flag_ends_it() {
     let raw = image_bytes(8 * MIB, 3);
     let bench = Bench::new(&["rootfs"]);
