@@ -11,6 +11,16 @@ use crate::install::slot::{self, Slot};
 /// The unit that the disk writes whole or not at all.
 pub(crate) const SECTOR: usize = 4096;
 
+/// Which sectors of a cache outlive a power cut.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Luck {
+    Any(u64),
+    /// The first of the disk, without which it cannot be mounted: the worst that can happen to a head that comes.
+    OnlyTheMark,
+    /// The worst that can happen to a head that goes.
+    AllButTheMark,
+}
+
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) durable: Vec<u8>,
@@ -58,11 +68,17 @@ impl State {
         }
     }
 
-    /// Power is gone: of the cache, any sectors may have got to the disk.
-    pub(crate) fn power_cut(&mut self, mut chance: u64) {
+    /// Power is gone, and some of the cache may have got to the disk.
+    pub(crate) fn power_cut(&mut self, luck: Luck) {
+        let mut chance = if let Luck::Any(seed) = luck { seed } else { 0 };
         for (at, sector) in std::mem::take(&mut self.cache) {
             chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            if chance >> 63 == 1 {
+            let survives = match luck {
+                Luck::Any(_) => chance >> 63 == 1,
+                Luck::OnlyTheMark => at == 0,
+                Luck::AllButTheMark => at != 0,
+            };
+            if survives {
                 self.durable[at..at + SECTOR].copy_from_slice(&sector);
             }
         }

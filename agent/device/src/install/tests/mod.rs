@@ -11,7 +11,7 @@ use nix::libc;
 use otandem_core::image::{Checkpoint, Compression, Image};
 use proptest::prelude::*;
 
-use self::disk::{Disk, SECTOR};
+use self::disk::{Disk, Luck, SECTOR};
 use self::support::{Bench, Log, MIB, MemFetch, image, image_bytes, zstd};
 use super::slot::Slot;
 use super::{Class, Fault, InstallError, ReadBack, Written, install_into};
@@ -277,7 +277,7 @@ fn a_source_that_hangs_does_not_keep_a_disk_error_waiting() {
     let machine = Machine::new();
     machine.disks[1].with(|s| s.fail = Some((MIB, libc::EIO)));
     let raw = &machine.raws[1];
-    let pieces = vec![bytes::Bytes::copy_from_slice(&raw[..2 * MIB + MIB / 2])];
+    let pieces = vec![bytes::Bytes::copy_from_slice(&raw[..raw.len() - 100])];
     let images = vec![image("rootfs", "b", Some(Compression::None), raw)];
     let state = machine.bench.state();
     let plan = machine.bench.plan(&images, &state);
@@ -312,7 +312,7 @@ proptest! {
             let result = machine.run(&mut fetch, &mut log, last.as_ref(), ReadBack::WhereDue);
             last = log.last;
             for (i, disk) in machine.disks.iter().enumerate() {
-                disk.with(|s| s.power_cut(chance ^ i as u64));
+                disk.with(|s| s.power_cut(Luck::Any(chance ^ i as u64)));
             }
             machine.assert_unmountable_or_complete();
             if result.is_ok() {
@@ -331,13 +331,13 @@ fn every_single_operation_may_be_the_last() {
         machine.install(&mut machine.fetch(), &mut Log::default()).unwrap();
         machine.disks[1].with(|s| s.operations)
     };
-    for at in 0..count {
+    for (at, luck) in (0..count).flat_map(|at| [(at, Luck::OnlyTheMark), (at, Luck::AllButTheMark)]) {
         let machine = Machine::new();
         machine.disks[1].with(|s| s.alive = Some(at));
         let mut log = Log::default();
         machine.install(&mut machine.fetch(), &mut log).unwrap_err();
         for disk in &machine.disks {
-            disk.with(|s| s.power_cut(at as u64));
+            disk.with(|s| s.power_cut(luck));
         }
         machine.assert_unmountable_or_complete();
         let mut fetch = machine.fetch();
@@ -347,4 +347,23 @@ fn every_single_operation_may_be_the_last() {
             assert_eq!(fetch.handed(), 0, "what is complete is not fetched again");
         }
     }
+}
+
+#[test]
+fn a_finished_image_that_was_damaged_meanwhile_is_written_again() {
+    let machine = Machine::new();
+    let mut log = Log::default();
+    // All is written and verified; the power goes before the heads.
+    while log.last.as_ref().is_none_or(|c| c.image < 2) {
+        let last = log.last.take();
+        log = Log { stop_after: Some(1), ..Log::default() };
+        machine.run(&mut machine.fetch(), &mut log, last.as_ref(), ReadBack::WhereDue).unwrap_err();
+    }
+    machine.disks[1].with(|s| s.damage(2 * MIB));
+    let mut fetch = machine.fetch();
+    let written =
+        machine.run(&mut fetch, &mut Log::default(), log.last.as_ref(), ReadBack::WhereDue).unwrap();
+    machine.assert_installed();
+    assert_eq!(written.iter().map(|w| w.resumed).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(fetch.handed(), machine.sources[1].1.len() as u64, "the other one is kept");
 }
