@@ -8,6 +8,7 @@
 #![deny(clippy::cast_possible_truncation)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod cert;
 pub mod machine;
 pub mod run;
 pub mod state;
