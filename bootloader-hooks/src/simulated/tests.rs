@@ -247,6 +247,7 @@ fn faults() -> impl Strategy<Value = Fault> {
         Just(Fault::None),
         Just(Fault::Fails),
         Just(Fault::Lost),
+        (0..=40_usize).prop_map(Fault::Torn),
         (0..=512_usize).prop_map(Fault::Torn),
     ]
 }

@@ -139,7 +139,7 @@ fn the_time_limit_ends_the_whole_group_even_what_ignores_sigterm() {
 fn a_stop_ends_the_group_which_may_clean_up_first() {
     let mut fifo = Fifo::new();
     let script = format!(
-        "trap 'echo cleaned; exit 0' TERM; exec 3>{}; echo up >&3; sleep 1000 & wait",
+        "trap 'echo cleaned; exit 0' TERM; exec 3>{}; (echo up >&3; exec sleep 1000) & wait",
         fifo.path.display()
     );
     let stop = Stop::new().unwrap();
