@@ -11,6 +11,9 @@ pub mod config;
 pub mod control;
 pub mod exit;
 pub mod fetch;
+pub mod log;
+pub mod notify;
+pub mod progress;
 
 /// The way to the cloud: TLS for MQTT and for downloads, and the one MQTT session that all features share.
 pub mod cloud {
