@@ -34,7 +34,9 @@ def enter_network():
 
 
 def die_with_parent():
-    """For `preexec_fn`: whatever ends this program ends what it started."""
+    """For `preexec_fn`: whatever ends this program ends what it started.
+
+    The kernel means the thread that started it, so that thread has to stay as long as the process is wanted."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
 

@@ -171,14 +171,6 @@ class Device:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         return "\n".join(lines[-30:])
 
-    def status(self):
-        """`otandem status --json` of the running agent."""
-        command = [str(self.programs / "otandem"), "--config", str(self.config), "status", "--json"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
-        if done.returncode != 0:
-            raise AssertionError(f"otandem status: {done.stderr.strip()}")
-        return json.loads(done.stdout)
-
 
 def to_toml(tables):
     """Strings, paths, numbers, booleans and lists of them; JSON's strings are TOML's."""
