@@ -12,6 +12,7 @@
 #[cfg(test)]
 extern crate self as otandem_device;
 
+pub mod cert;
 mod features;
 pub mod install;
 pub mod machine;

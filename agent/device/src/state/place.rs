@@ -10,7 +10,7 @@ use super::{StateError, failed};
 use crate::machine::{self, Dev};
 
 /// ramfs has no constant in the C library.
-const RAMFS_MAGIC: i64 = 0x8584_58f6;
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
 
 /// Why state would be lost or shared with an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,6 @@ struct Place {
 ///
 /// # Errors
 /// The directory, `/proc` or `/` cannot be looked at.
-#[allow(clippy::useless_conversion, reason = "the magic number is narrower on 32-bit machines")]
 pub fn shared_with_root(dir: &Path, slots: &[PathBuf]) -> Result<Option<Why>, StateError> {
     let real = dir.canonicalize().map_err(failed("open", dir))?;
     let number = |p: &Path| std::fs::metadata(p).map(|m| Dev::from_raw(m.dev())).map_err(failed("stat", p));
@@ -70,7 +69,7 @@ pub fn shared_with_root(dir: &Path, slots: &[PathBuf]) -> Result<Option<Why>, St
         TMPFS_MAGIC => Fs::Memory,
         OVERLAYFS_SUPER_MAGIC => Fs::Overlay,
         // The width and sign of the magic number differ by architecture; its 32 bits do not.
-        k if i64::from(k.0) & 0xffff_ffff == RAMFS_MAGIC => Fs::Memory,
+        k if k.0.to_le_bytes()[..4] == RAMFS_MAGIC.to_le_bytes() => Fs::Memory,
         _ => Fs::Other,
     };
     let slots = slots.iter().map(|p| {

@@ -196,7 +196,7 @@ fn set_aside(path: &Path, notes: &mut Vec<String>) {
 /// Writes real bytes wherever the file has none: an allocation that is only promised (`fallocate`) may still need a
 /// block for bookkeeping at the first write. What is there is kept.
 fn allocate(file: &File) -> io::Result<()> {
-    let size = i64::try_from(COPY_SIZE).unwrap_or(i64::MAX);
+    let size = libc::off_t::try_from(COPY_SIZE).unwrap_or(libc::off_t::MAX);
     let hole = match lseek(file, 0, Whence::SeekHole) {
         Ok(offset) => offset,
         // Nothing there at all.
@@ -218,7 +218,7 @@ fn allocate(file: &File) -> io::Result<()> {
 /// Takes `bytes` of space for `file`, or fails.
 #[allow(clippy::useless_conversion, reason = "the numbers are narrower on 32-bit machines")]
 fn reserve(file: &File, bytes: u64) -> io::Result<()> {
-    let Ok(len) = i64::try_from(bytes) else { return Err(Errno::EFBIG.into()) };
+    let Ok(len) = libc::off_t::try_from(bytes) else { return Err(Errno::EFBIG.into()) };
     if len == 0 {
         return Ok(());
     }
