@@ -356,6 +356,17 @@ fn the_example_program_comes_back_from_a_trial_and_can_try_again() {
 }
 
 #[test]
+fn the_fallback_of_the_example_program_is_no_trial() {
+    let example = Example::new();
+    example.control().arm(SetId::B).unwrap();
+    assert_eq!(example.reset(), SetId::B);
+    example.control().confirm(SetId::B).unwrap();
+    example.control().mark_bad(SetId::B).unwrap();
+    assert_eq!(example.facts(), (Booted::Set(SetId::B), Some(SetId::A), SetState::Good, SetState::Bad));
+    assert_eq!([example.reset(), example.reset()], [SetId::A, SetId::A]);
+}
+
+#[test]
 fn the_example_program_survives_noise_in_its_store() {
     let example = Example::new();
     for noise in [&b""[..], b"\0\xff\x01", b"primary=$(reboot)\nA=`id`\nB", &[b'x'; 5000]] {

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::SetId;
 use crate::image::{Checkpoint, Md5, Sha256};
 use crate::time::Boottime;
-use crate::update::{JobKey, Outcome, Reason, Update};
+use crate::update::{JobKey, Origin, Outcome, Reason, Update};
 
 /// The version of the on-disk form that this build writes by itself.
 pub const CURRENT_FORMAT: u32 = 1;
@@ -84,6 +84,9 @@ pub enum State {
         reason: Reason,
         /// 1 for the first attempt.
         attempt: u32,
+        /// The boot in which that attempt was made: another one means that it failed.
+        #[serde(default)]
+        boot_id: String,
     },
 }
 
@@ -239,6 +242,9 @@ pub struct Record {
     /// What the slots of set B hold.
     #[serde(default)]
     pub slots_b: SlotStatuses,
+    /// How often each slot was written, by `set.slot`: outlives what the slot held.
+    #[serde(default)]
+    pub installs: BTreeMap<String, u32>,
     /// How the last update ended, for `status`.
     #[serde(default)]
     pub last: Option<Outcome>,
@@ -261,6 +267,7 @@ impl Default for Record {
             bans: Vec::new(),
             slots_a: SlotStatuses::new(),
             slots_b: SlotStatuses::new(),
+            installs: BTreeMap::new(),
             last: None,
             wall: 0,
         }
@@ -329,6 +336,39 @@ impl Record {
     #[must_use]
     pub fn ban(&self, digests: &[Sha256]) -> Option<&str> {
         self.bans.iter().find(|b| b.digests == digests).and_then(|b| b.why.as_deref())
+    }
+
+    /// Forgets the jobs of another thing or endpoint, and says whether there were any: a cloned card must not answer
+    /// for the device that it was cloned from (UPDATE-RULES 5.1). What is known of the slots stays, they were cloned
+    /// with it; so does an update that the bootloader may know of, but nobody is told how it ends.
+    pub fn disown(&mut self, endpoint: &str, thing: &str) -> bool {
+        let foreign = |key: &JobKey| key.endpoint != endpoint || key.thing != thing;
+        let before = (self.outbox.len(), self.finished.len());
+        self.outbox.retain(|f| !foreign(&f.key));
+        self.finished.retain(|f| !foreign(&f.key));
+        let mut found = before != (self.outbox.len(), self.finished.len());
+        if self.state.update().and_then(|u| u.origin.open_job()).is_some_and(foreign) {
+            found = true;
+            match &mut self.state {
+                State::Accepted { .. } | State::Writing { .. } | State::Written { .. } => {
+                    self.state = State::Idle;
+                    self.resumes = 0;
+                }
+                state => {
+                    if let Some(Origin::Job { closed, .. }) = state.update_mut().map(|u| &mut u.origin) {
+                        *closed = true;
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// One more time that this slot was written; how often that makes.
+    pub(crate) fn count_install(&mut self, set: SetId, slot: &str) -> u32 {
+        let count = self.installs.entry(format!("{set}.{slot}")).or_default();
+        *count = count.saturating_add(1);
+        *count
     }
 
     /// Remembers how an execution ended; with `tell`, the cloud is told until it acknowledges.

@@ -133,6 +133,13 @@ impl Update {
     }
 }
 
+/// Characters of a reason that are kept.
+const REASON_KEPT: usize = 512;
+
+fn clip(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_KEPT).collect()
+}
+
 /// How an update ended. The jobs module alone turns this into a job status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -168,6 +175,16 @@ impl Outcome {
     /// `Succeeded` with this reason.
     pub fn succeeded(reason: impl Into<String>) -> Self {
         Self::Succeeded { reason: reason.into() }
+    }
+
+    /// With its reason bounded and on one line: reasons come from scripts and servers.
+    #[must_use]
+    pub fn clipped(self) -> Self {
+        match self {
+            Self::Succeeded { reason } => Self::Succeeded { reason: clip(&reason) },
+            Self::Failed { reason } => Self::Failed { reason: clip(&reason) },
+            Self::Rejected { reason } => Self::Rejected { reason: clip(&reason) },
+        }
     }
 
     /// The reason, whatever the kind.
@@ -222,6 +239,12 @@ impl Cause {
 }
 
 impl Reason {
+    /// A reason, its text bounded and on one line.
+    #[must_use]
+    pub fn new(cause: Cause, text: &str) -> Self {
+        Self { cause, text: clip(text) }
+    }
+
     /// How an update ends that went back for this reason; `None` where nobody waits for an answer.
     #[must_use]
     pub fn outcome(&self) -> Option<Outcome> {

@@ -85,12 +85,21 @@ pub fn verdict(record: Option<&Record>, facts: &Facts) -> Verdict {
             _ => back(Cause::NotTried, format!("bootloader did not try set {}", update.target)),
         },
         State::Trial { .. } if on_target => Verdict::Trial,
-        State::Trial { .. } => back(Cause::NoVerdict, "trial ended without a verdict"),
+        // A counter that is full again was not emptied by this trial: somebody reset the environment, and the image is
+        // not to blame.
+        State::Trial { .. } => match tried {
+            SetState::Good | SetState::Untried => back(Cause::Device, "trial ended without a verdict"),
+            _ => back(Cause::NoVerdict, "trial ended without a verdict"),
+        },
         State::Confirming { .. } if on_target => Verdict::Confirm,
         State::Confirming { .. } => {
-            back(Cause::NoVerdict, "the device left the set while it was being confirmed")
+            // It had passed: this is no trial without a verdict.
+            back(Cause::Device, "the device left the set while it was being confirmed")
         }
-        State::RollingBack { attempt, .. } if on_target && *attempt < ROLL_BACK_ATTEMPTS => {
+        // An attempt of this very boot has not failed yet: its reboot is still due.
+        State::RollingBack { attempt, boot_id, .. }
+            if on_target && (*attempt < ROLL_BACK_ATTEMPTS || *boot_id == facts.boot_id) =>
+        {
             Verdict::RollBackAgain
         }
         State::RollingBack { .. } if on_target => Verdict::CannotGoBack,
@@ -161,7 +170,7 @@ mod tests {
 
     fn rolling_back(attempt: u32) -> Record {
         let reason = Reason { cause: Cause::Health, text: "no".into() };
-        in_state(State::RollingBack { update: update(), reason, attempt })
+        in_state(State::RollingBack { update: update(), reason, attempt, boot_id: "boot-1".into() })
     }
 
     fn cause(v: Verdict) -> Cause {
@@ -225,10 +234,23 @@ mod tests {
     }
 
     #[test]
+    fn trial_old_set_after_a_reset_of_the_environment_does_not_blame_the_image() {
+        let started = crate::record::Millis(0);
+        let trial = in_state(State::Trial { update: update(), boot_id: "boot-1".into(), started });
+        assert_eq!(cause(verdict(Some(&trial), &on_a(SetId::A, SetState::Good))), Cause::Device);
+    }
+
+    #[test]
+    fn rolling_back_target_booted_in_the_same_boot_is_no_failed_attempt() {
+        let here = Facts { boot_id: "boot-1".into(), ..on_b() };
+        assert_eq!(verdict(Some(&rolling_back(2)), &here), Verdict::RollBackAgain);
+    }
+
+    #[test]
     fn confirming_target_booted_confirms_and_old_set_is_rolled_back() {
         let confirming = in_state(State::Confirming { update: update() });
         assert_eq!(verdict(Some(&confirming), &on_b()), Verdict::Confirm);
-        assert_eq!(cause(verdict(Some(&confirming), &on_a(SetId::A, SetState::Tried))), Cause::NoVerdict);
+        assert_eq!(cause(verdict(Some(&confirming), &on_a(SetId::A, SetState::Tried))), Cause::Device);
     }
 
     #[test]

@@ -6,6 +6,20 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod backoff;
-pub mod cloud;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod exit;
 pub mod fetch;
+pub mod log;
+pub mod notify;
+pub mod progress;
+
+/// The way to the cloud: TLS for MQTT and for downloads, and the one MQTT session that all features share.
+pub mod cloud {
+    #[cfg(feature = "session")]
+    mod dial;
+    #[cfg(feature = "session")]
+    pub mod session;
+    pub mod tls;
+}

@@ -247,6 +247,7 @@ fn faults() -> impl Strategy<Value = Fault> {
         Just(Fault::None),
         Just(Fault::Fails),
         Just(Fault::Lost),
+        (0..=40_usize).prop_map(Fault::Torn),
         (0..=512_usize).prop_map(Fault::Torn),
     ]
 }
@@ -296,7 +297,12 @@ proptest! {
         for (verb, set, fault) in calls {
             let mut control = machine.control();
             control.set_faults(Box::new(move |_| fault));
+            let before = machine.loader.env().unwrap();
             call(&mut control, verb, set);
+            // Torn inside the header: never the new one, and not the defaults either.
+            if matches!(fault, Fault::Fails | Fault::Lost | Fault::Torn(0..24)) {
+                prop_assert_eq!(machine.loader.env().unwrap(), before);
+            }
             prop_assert!(machine.facts().primary.is_some() || env.primary().is_none());
         }
         prop_assert!(machine.loader.boot(|_| true).unwrap().is_some());

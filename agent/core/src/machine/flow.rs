@@ -1,25 +1,32 @@
-//! The steps of an update, in the order in which they happen.
+//! From an offer to a set that is written and verified, and the wait for the reboot.
 
-use super::{
-    Action, Health, Hook, HookAnswer, Machine, Now, PROGRESS_EVERY, PROGRESS_STEP, REBOOT_RETRY, SAVE_RETRY,
-    SEAL_WAIT, Wait, WrittenImage,
-};
+use super::{Action, Fetching, Health, Hook, HookAnswer, MAX_RESUMES, Machine, Now, Wait, WrittenImage};
+use super::{PROGRESS_EVERY, PROGRESS_STEP};
 use crate::image::{Checkpoint, Image};
 use crate::record::{Finished, SlotStatus, State};
-use crate::seal::Seal;
-use crate::time::Boottime;
-use crate::update::{Cause, JobKey, Origin, Outcome, Reason, Then, Update};
-
-/// Characters of a reason that are kept.
-const REASON_KEPT: usize = 512;
+use crate::update::{JobKey, Origin, Outcome, Then, Update};
 
 impl Machine {
-    // --- Idle -------------------------------------------------------------------------------------------------
+    // --- The running set first --------------------------------------------------------------------------------
 
-    pub(super) fn idle_health(&mut self, health: Health) -> Vec<Action> {
-        let passed = health == Health::Passed;
+    /// Outside a trial: the running set is well, so its counter is refreshed, whatever else is going on.
+    pub(super) fn running_set_health(&mut self, health: Health) -> Vec<Action> {
+        let hopeless = match &health {
+            Health::Hopeless(why) => Some(why.clone()),
+            _ => None,
+        };
         self.run.health = Some(health);
-        let Some(booted) = self.booted().filter(|_| passed && !self.run.kept) else { return vec![] };
+        match hopeless {
+            Some(why) if !self.run.kept && self.record.state != State::Idle => self.not_well(&why),
+            _ => self.refresh(),
+        }
+    }
+
+    pub(super) fn refresh(&mut self) -> Vec<Action> {
+        let well = matches!(self.run.health, Some(Health::Passed));
+        let Some(booted) = self.booted().filter(|_| well && !self.run.kept && !self.run.restoring) else {
+            return vec![];
+        };
         let act = if self.record.confirmed == Some(booted) { Action::Keep } else { Action::Confirm };
         vec![Action::StopHealth, act(booted), Action::Continue]
     }
@@ -28,89 +35,163 @@ impl Machine {
         if self.run.restoring {
             return self.reboot(now);
         }
-        self.run.kept = true;
-        let changed = self.record.confirmed != self.booted() || self.record.restores > 0;
-        self.record.confirmed = self.booted();
-        self.record.restores = 0;
-        let mut actions = if changed { vec![Action::Save] } else { vec![] };
-        actions.extend(self.settle());
+        let mut actions = self.settle();
         actions.push(Action::AskCloud);
+        actions.extend(self.refreshed());
         actions
     }
 
-    pub(super) fn accept(&mut self, update: Update) -> Vec<Action> {
+    /// The bootloader holds the running set as the one to keep.
+    fn refreshed(&mut self) -> Vec<Action> {
+        self.run.kept = true;
+        self.run.boot_failed = None;
+        let changed = self.record.confirmed != self.booted() || self.record.restores > 0;
+        self.record.confirmed = self.booted();
+        self.record.restores = 0;
+        if changed { vec![Action::Save] } else { vec![] }
+    }
+
+    /// Work that was interrupted cannot go on where the running set itself is not well.
+    pub(super) fn not_well(&mut self, why: &str) -> Vec<Action> {
+        self.end(Some(Outcome::failed(format!("the running set is not well: {why}"))))
+    }
+
+    // --- Idle -------------------------------------------------------------------------------------------------
+
+    pub(super) fn accept(&mut self, mut update: Update, now: Now) -> Vec<Action> {
+        if let Some(key) = update.origin.job().filter(|k| self.record.finished(k).is_some()).cloned() {
+            return self.answer_again(&key);
+        }
         if !self.ready() || self.booted() != Some(update.from) || update.from == update.target {
-            return vec![];
+            return self.not_taken(&update);
+        }
+        if update.origin.job().is_some() {
+            // A job ends when its image has run: it cannot stop before that.
+            update.then = update.then.max(Then::Arm);
         }
         self.run.alive = true;
         self.run.progress = None;
         self.run.reported = None;
-        self.record.resumes = 0;
+        self.run.job_deadline = None;
+        self.run.disk_armed = false;
         if update.images.is_empty() {
             // To a set that is complete already: nothing to fetch, and whoever asks is there.
-            self.record.state = State::Written { update };
-            return self.arm();
+            self.enter(State::Written { update });
+            return self.arm(now);
         }
-        self.record.state = State::Accepted { update };
-        vec![Action::Save, Action::Report, Action::RunHook(Hook::PreInstall)]
+        self.enter(State::Accepted { update });
+        let mut actions = vec![Action::Save, Action::Report];
+        actions.extend(self.ask(Hook::PreInstall));
+        actions
+    }
+
+    /// An offer at the wrong time: a job is offered again, a person is told.
+    pub(super) fn not_taken(&self, update: &Update) -> Vec<Action> {
+        if update.origin != Origin::Local {
+            return vec![];
+        }
+        let why = self.not_ready().unwrap_or_else(|| "the update is not for the set that runs".into());
+        vec![Action::Answer(Err(why))]
     }
 
     /// A job that is refused as it comes: recorded like any other, so that it is answered once.
     pub(super) fn refuse_job(&mut self, key: JobKey, outcome: Outcome) -> Vec<Action> {
-        let outcome = Some(clip_outcome(outcome));
+        if self.record.finished(&key).is_some() {
+            return self.answer_again(&key);
+        }
+        if !self.ready() {
+            return vec![];
+        }
+        self.run.disk_armed = false;
+        let outcome = Some(outcome.clipped());
         self.record.last.clone_from(&outcome);
         self.record.finish(Finished { key, outcome, seal: None }, true);
         vec![Action::Save, Action::Flush]
     }
 
-    /// A job that an earlier life of this device had under way, and the record of it is lost (UPDATE-RULES 4.4).
-    pub(super) fn sealed(&mut self, mut update: Update, seal: &Seal, now: Now) -> Vec<Action> {
-        let Some(booted) = self.booted() else { return vec![] };
-        (update.target, update.from) = (seal.target, seal.from);
-        if booted == seal.target {
-            let confirmed = self.record.state == State::Idle && self.run.kept;
-            self.run.cloud = true;
-            self.record.state = State::Trial { update, boot_id: self.boot_id(), started: now.boot.into() };
-            let mut actions = vec![Action::Save];
-            if confirmed || self.run.health == Some(Health::Passed) {
-                actions.extend(self.confirm());
-            } else {
-                actions.push(Action::CheckHealth);
-            }
-            return actions;
+    /// A known execution is answered with what is known of it (UPDATE-RULES 5.1).
+    pub(super) fn answer_again(&mut self, key: &JobKey) -> Vec<Action> {
+        let Some(finished) = self.record.finished(key).cloned() else { return vec![] };
+        if self.record.outbox.iter().any(|f| f.key == *key) {
+            return vec![Action::Flush];
         }
-        if !matches!(self.record.state, State::Idle) {
-            return vec![];
-        }
-        self.record.state = State::Armed { update, boot_id: seal.boot_id.clone() };
-        self.drop_armed(Cause::NotTried, &format!("state lost; set {} is not running", seal.target))
+        let outcome =
+            finished.outcome.or_else(|| Some(Outcome::failed("dropped here when the cloud ended the job")));
+        self.record.finish(Finished { outcome, ..finished }, true);
+        vec![Action::Save, Action::Flush]
     }
 
     // --- Taken up again ---------------------------------------------------------------------------------------
 
-    pub(super) fn resumed_health(&mut self, health: Health) -> Vec<Action> {
-        let passed = health == Health::Passed;
-        self.run.health = Some(health);
-        let Some(booted) = self.booted().filter(|_| passed && !self.run.kept) else { return vec![] };
-        vec![Action::StopHealth, Action::Keep(booted), Action::Continue]
-    }
-
     /// The running set is well and refreshed. A job is gone on with when the cloud said that it lives.
     pub(super) fn resume(&mut self, now: Now) -> Vec<Action> {
-        self.run.kept = true;
-        let known =
-            self.run.alive || self.record.state.update().is_none_or(|u| u.origin.open_job().is_none());
-        match &self.record.state {
-            State::Written { .. } => self.gate(now),
-            _ if !known => vec![],
-            State::Accepted { .. } => vec![Action::RunHook(Hook::PreInstall)],
-            _ => self.fetch(),
+        let mut actions = self.refreshed();
+        if self.known_to_live() {
+            actions.extend(self.take_up(now));
         }
+        actions
+    }
+
+    pub(super) fn known_to_live(&self) -> bool {
+        self.run.alive || self.record.state.update().is_none_or(|u| u.origin.open_job().is_none())
+    }
+
+    /// Goes on with the step that was interrupted. Counted before its effect, so that a step which kills the agent
+    /// comes to an end.
+    fn take_up(&mut self, now: Now) -> Vec<Action> {
+        if self.worn_out() {
+            return self.end(Some(Outcome::failed(self.died())));
+        }
+        let mut actions = vec![Action::Save];
+        actions.extend(match &self.record.state {
+            State::Accepted { .. } => self.ask(Hook::PreInstall),
+            State::Writing { .. } => self.fetch(),
+            State::Written { .. } => self.gate(now),
+            _ => vec![],
+        });
+        actions
+    }
+
+    /// Counts that a pending step is taken up again; `true` = too often.
+    pub(super) const fn worn_out(&mut self) -> bool {
+        self.record.resumes = self.record.resumes.saturating_add(1);
+        self.record.resumes > MAX_RESUMES
+    }
+
+    pub(super) fn died(&self) -> String {
+        format!("agent died in {}", self.record.state.name())
+    }
+
+    /// The job lives. After a restart this is what the work waits for.
+    pub(super) fn alive(&mut self, images: Option<Vec<Image>>, now: Now) -> Vec<Action> {
+        let Some(update) = self.record.state.update_mut() else { return vec![] };
+        if let Some(fresh) = images {
+            if !same_images(&update.images, &fresh) {
+                let outcome = Outcome::failed("the job document changed while the update was under way");
+                return self.end(Some(outcome));
+            }
+            update.images = fresh;
+        }
+        let first = !std::mem::replace(&mut self.run.alive, true);
+        if first && self.run.kept { self.take_up(now) } else { vec![] }
     }
 
     // --- Accepted, Writing ------------------------------------------------------------------------------------
 
+    pub(super) fn ask(&mut self, hook: Hook) -> Vec<Action> {
+        self.run.asked = Some(hook);
+        vec![Action::RunHook(hook)]
+    }
+
+    /// `true` once for every time that the hook was asked; an answer that nobody waits for counts for nothing.
+    pub(super) fn asked(&mut self, hook: Hook) -> bool {
+        self.run.asked.take_if(|h| *h == hook).is_some()
+    }
+
     pub(super) fn pre_install(&mut self, answer: HookAnswer, now: Now) -> Vec<Action> {
+        if !self.asked(Hook::PreInstall) {
+            return vec![];
+        }
         match answer {
             HookAnswer::Done => {
                 self.run.wait = None;
@@ -121,35 +202,20 @@ impl Machine {
         }
     }
 
-    pub(super) fn fetch(&mut self) -> Vec<Action> {
+    fn fetch(&mut self) -> Vec<Action> {
         let resume = match &self.record.state {
             State::Writing { checkpoint, .. } => checkpoint.clone(),
             _ => None,
         };
-        self.run.fetching = true;
+        self.run.fetch = Fetching::Opening;
         vec![Action::Fetch { resume }]
-    }
-
-    /// The job lives. After a restart this is what the work waits for.
-    pub(super) fn alive(&mut self, images: Option<Vec<Image>>) -> Vec<Action> {
-        let Some(update) = self.record.state.update_mut() else { return vec![] };
-        if let Some(fresh) = images {
-            if !same_images(&update.images, &fresh) {
-                let outcome = Outcome::failed("the job document changed while the update was under way");
-                return self.end(Some(outcome));
-            }
-            update.images = fresh;
-        }
-        let first = !std::mem::replace(&mut self.run.alive, true);
-        match &self.record.state {
-            _ if !first || !self.run.kept => vec![],
-            State::Accepted { .. } => vec![Action::RunHook(Hook::PreInstall)],
-            _ => self.fetch(),
-        }
     }
 
     /// Everything that can be known before the first byte is known. Intent, then the mark, then the bytes.
     pub(super) fn begin_to_write(&mut self) -> Vec<Action> {
+        if self.run.fetch != Fetching::Opening || !self.run.kept {
+            return vec![];
+        }
         let (update, checkpoint) = match &self.record.state {
             State::Accepted { update } => (update.clone(), None),
             State::Writing { update, checkpoint } => (update.clone(), checkpoint.clone()),
@@ -159,11 +225,24 @@ impl Machine {
         for image in &update.images {
             self.record.slots_mut(target).remove(&image.slot);
         }
+        self.set_head(target, false);
+        // Not a new state where it is taken up again: what was counted goes on.
         self.record.state = State::Writing { update, checkpoint };
         vec![Action::Save, Action::MarkBad(target), Action::Continue]
     }
 
+    pub(super) fn write(&mut self) -> Vec<Action> {
+        if self.run.fetch != Fetching::Opening {
+            return vec![];
+        }
+        self.run.fetch = Fetching::Writing;
+        vec![Action::Write, Action::Report]
+    }
+
     pub(super) fn checkpoint(&mut self, reached: Checkpoint) -> Vec<Action> {
+        if self.run.fetch != Fetching::Writing {
+            return vec![];
+        }
         let State::Writing { checkpoint, .. } = &mut self.record.state else { return vec![] };
         *checkpoint = Some(reached);
         self.record.resumes = 0;
@@ -171,6 +250,9 @@ impl Machine {
     }
 
     pub(super) fn note_progress(&mut self, done: u64, total: Option<u64>, now: Now) -> Vec<Action> {
+        if self.run.fetch != Fetching::Writing {
+            return vec![];
+        }
         self.run.progress = Some((done, total));
         let percent = self.percent().unwrap_or(0);
         let due = match self.run.reported {
@@ -194,10 +276,20 @@ impl Machine {
         u32::try_from(u128::from(done.min(total)) * 100 / u128::from(total)).ok()
     }
 
+    pub(super) fn fetch_ended(&mut self, outcome: Outcome) -> Vec<Action> {
+        if std::mem::take(&mut self.run.fetch) == Fetching::No {
+            return vec![];
+        }
+        self.end(Some(outcome))
+    }
+
     pub(super) fn written(&mut self, images: &[WrittenImage], now: Now) -> Vec<Action> {
+        if self.run.fetch != Fetching::Writing {
+            return vec![];
+        }
+        self.run.fetch = Fetching::No;
         let State::Writing { update, .. } = &self.record.state else { return vec![] };
         let mut update = update.clone();
-        self.run.fetching = false;
         // The pipeline compared every digest. Nothing is armed on its word alone.
         let sound = images.len() == update.images.len()
             && update.images.iter().zip(images).all(|(want, got)| {
@@ -210,24 +302,15 @@ impl Machine {
         if let Some(why) = self.record.ban(&update.written).filter(|_| !update.retry) {
             return self.end(Some(Outcome::rejected(format!("this image is refused: {why}"))));
         }
-        let installed_at = self.record.wall;
-        for (image, got) in update.images.iter().zip(images) {
-            let slots = self.record.slots_mut(update.target);
-            let installs = slots.get(&image.slot).map_or(0, |s| s.installs).saturating_add(1);
-            let status = SlotStatus {
-                sha256: got.sha256,
-                size: got.size,
-                file_sha256: got.file_sha256,
-                md5: got.md5,
-                version: update.version.clone(),
-                installed_at,
-                installs,
-            };
-            slots.insert(image.slot.clone(), status);
-        }
-        self.record.resumes = 0;
+        self.note_slots(&update, images);
+        self.set_head(update.target, true);
+        let target = update.target;
         let hold = update.then == Then::Hold;
-        self.record.state = State::Written { update };
+        self.enter(State::Written { update });
+        if !self.record.complete(target, self.rules.slots.iter().map(String::as_str)) {
+            let why = format!("set {target} has slots that this update leaves out and nobody wrote before");
+            return self.end(Some(Outcome::failed(why)));
+        }
         if hold {
             return self.end(Some(Outcome::succeeded("written and verified; not armed")));
         }
@@ -236,29 +319,41 @@ impl Machine {
         actions
     }
 
+    fn note_slots(&mut self, update: &Update, images: &[WrittenImage]) {
+        let installed_at = self.record.wall;
+        for (image, got) in update.images.iter().zip(images) {
+            let status = SlotStatus {
+                sha256: got.sha256,
+                size: got.size,
+                file_sha256: got.file_sha256,
+                md5: got.md5,
+                version: update.version.clone(),
+                installed_at,
+                installs: self.record.count_install(update.target, &image.slot),
+            };
+            self.record.slots_mut(update.target).insert(image.slot.clone(), status);
+        }
+    }
+
     // --- Written: is the reboot due? --------------------------------------------------------------------------
 
     pub(super) fn gate(&mut self, now: Now) -> Vec<Action> {
         let State::Written { update } = &self.record.state else { return vec![] };
         if update.then != Then::Reboot {
-            return self.arm();
+            return self.arm(now);
         }
         if self.rules.reboot_window.is_some_and(|w| !w.contains(now.minute)) {
             return self.wait_for("outside the reboot window", now);
         }
-        vec![Action::RunHook(Hook::PreReboot)]
+        self.ask(Hook::PreReboot)
     }
 
     pub(super) fn pre_reboot(&mut self, answer: HookAnswer, now: Now) -> Vec<Action> {
+        if !self.asked(Hook::PreReboot) {
+            return vec![];
+        }
         match answer {
-            HookAnswer::Done => {
-                self.run.wait = None;
-                let left = self.run.job_deadline.map(|d| d.since(now.boot));
-                if left.is_some_and(|left| left < self.rules.reboot_reserve) {
-                    return self.end(Some(Outcome::failed("too little time left")));
-                }
-                self.arm()
-            }
+            HookAnswer::Done => self.arm(now),
             HookAnswer::NotNow => self.wait_for("the pre-reboot hook says: not now", now),
             HookAnswer::Failed(why) => self.end(Some(Outcome::failed(format!("pre-reboot hook: {why}")))),
         }
@@ -272,352 +367,17 @@ impl Machine {
         }
         let until = now.boot.after(self.rules.retry_interval);
         self.run.wait = Some(Wait { since, until, why: why.to_owned() });
-        if first { vec![Action::Report] } else { vec![] }
+        let mut actions = if first { vec![Action::Report] } else { vec![] };
+        if std::mem::take(&mut self.record.resumes) > 0 {
+            // A device that is switched off every night while it waits has not failed at anything.
+            actions.push(Action::Save);
+        }
+        actions
     }
 
     pub(super) fn time_left(&mut self, left: std::time::Duration, now: Now) -> Vec<Action> {
         self.run.job_deadline = Some(now.boot.after(left));
         vec![]
-    }
-
-    // --- Arming, Armed, the reboot ----------------------------------------------------------------------------
-
-    pub(super) fn arm(&mut self) -> Vec<Action> {
-        let Some(update) = self.record.state.update().cloned() else { return vec![] };
-        let target = update.target;
-        self.record.state = State::Arming { update, attempt: 1 };
-        vec![Action::Save, Action::Arm(target), Action::Continue]
-    }
-
-    pub(super) fn armed(&mut self, now: Now) -> Vec<Action> {
-        let State::Arming { update, .. } = &self.record.state else { return vec![] };
-        let update = update.clone();
-        let then = update.then;
-        let target = update.target;
-        self.record.state = State::Armed { update, boot_id: self.boot_id() };
-        self.run.armed_since = Some(now.boot);
-        self.run.seal_acknowledged = false;
-        let mut actions = self.settle();
-        actions.extend([Action::Save, Action::Report]);
-        if then == Then::Reboot {
-            actions.extend(self.reboot_when_told(now));
-        } else {
-            actions.push(Action::Say(format!("set {target} is armed: the next reboot tries it")));
-            actions.push(Action::Answer(Ok(format!("set {target} is armed: the next reboot tries it"))));
-        }
-        actions
-    }
-
-    pub(super) fn seal_acknowledged(&mut self, now: Now) -> Vec<Action> {
-        self.run.seal_acknowledged = true;
-        self.reboot_when_told(now)
-    }
-
-    /// The cloud must hold the seal before the reboot, or the other set the record (UPDATE-RULES 4.4).
-    pub(super) fn reboot_when_told(&mut self, now: Now) -> Vec<Action> {
-        let State::Armed { update, .. } = &self.record.state else { return vec![] };
-        if update.then != Then::Reboot || self.run.reboot_asked.is_some() {
-            return vec![];
-        }
-        let waited = self.run.armed_since.is_some_and(|t| now.boot.since(t) >= SEAL_WAIT);
-        let told = update.origin.open_job().is_none() || self.run.seal_acknowledged;
-        if told || (waited && self.rules.record_shared) { self.reboot(now) } else { vec![] }
-    }
-
-    pub(super) fn reboot(&mut self, now: Now) -> Vec<Action> {
-        self.run.reboot_asked = Some(now.boot);
-        vec![Action::Reboot]
-    }
-
-    /// Until the reboot the cloud's word ends an update; nothing is reported back.
-    pub(super) fn closed_before_reboot(&mut self, why: &str) -> Vec<Action> {
-        self.close_job();
-        let say = Action::Say(format!("the cloud ended the job: {why}"));
-        let armed = matches!(self.record.state, State::Arming { .. } | State::Armed { .. });
-        let mut actions = vec![say];
-        actions.extend(if armed { self.drop_armed(Cause::Closed, why) } else { self.end(None) });
-        actions
-    }
-
-    /// From the reboot on the device's facts win; the outcome stays here.
-    pub(super) fn closed_after_reboot(&mut self, why: &str) -> Vec<Action> {
-        self.close_job();
-        vec![Action::Say(format!("the cloud ended the job, the trial goes on: {why}")), Action::Save]
-    }
-
-    fn close_job(&mut self) {
-        if let Some(Update { origin: Origin::Job { closed, .. }, .. }) = self.record.state.update_mut() {
-            *closed = true;
-        }
-    }
-
-    /// Still on the old set: undo the arming.
-    pub(super) fn drop_armed(&mut self, cause: Cause, text: &str) -> Vec<Action> {
-        let Some(update) = self.record.state.update().cloned() else { return vec![] };
-        let target = update.target;
-        self.run.reboot_asked = None;
-        let reason = Reason { cause, text: clip(text) };
-        self.record.state = State::RollingBack { update, reason, attempt: 1 };
-        vec![Action::Save, Action::Disarm(target), Action::Continue]
-    }
-
-    // --- Trial ------------------------------------------------------------------------------------------------
-
-    pub(super) fn trial_health(&mut self, health: Health, now: Now) -> Vec<Action> {
-        let hopeless = match &health {
-            Health::Hopeless(why) => Some(why.clone()),
-            _ => None,
-        };
-        self.run.health = Some(health);
-        if let Some(why) = hopeless {
-            return self.trial_failed(Cause::Health, format!("health check: {why}"));
-        }
-        self.trial_verdict(now)
-    }
-
-    pub(super) fn trial_cloud(&mut self, now: Now) -> Vec<Action> {
-        self.run.cloud = true;
-        self.trial_verdict(now)
-    }
-
-    /// Everything passed, or a deadline did.
-    pub(super) fn trial_verdict(&mut self, now: Now) -> Vec<Action> {
-        let State::Trial { update, started, .. } = &self.record.state else { return vec![] };
-        let running = now.boot.since(Boottime::from(*started));
-        let cloud_missing = self.cloud_missing(update);
-        let passed = matches!(self.run.health, Some(Health::Passed));
-        if passed && !cloud_missing {
-            return self.confirm();
-        }
-        if !passed && running >= self.rules.health_timeout {
-            let why = match &self.run.health {
-                Some(Health::NotYet(why)) => format!("health check: {why}"),
-                _ => "health checks gave no answer".to_owned(),
-            };
-            return self.trial_failed(Cause::Health, why);
-        }
-        if cloud_missing && running >= self.rules.cloud_timeout {
-            return self.trial_failed(Cause::Cloud, "the cloud was out of reach for the whole trial".into());
-        }
-        vec![]
-    }
-
-    fn trial_failed(&mut self, cause: Cause, text: String) -> Vec<Action> {
-        let State::Trial { update, .. } = &self.record.state else { return vec![] };
-        if self.way_back(update) {
-            return self.roll_back(cause, text);
-        }
-        let mut actions = vec![Action::Say(format!("not well, and no other set to go back to: {text}"))];
-        // Nothing can be settled for the better by a dead-man's reboot.
-        actions.extend(self.settle());
-        actions
-    }
-
-    pub(super) fn confirm(&mut self) -> Vec<Action> {
-        let Some(update) = self.record.state.update().cloned() else { return vec![] };
-        let target = update.target;
-        self.record.state = State::Confirming { update };
-        vec![Action::StopHealth, Action::Save, Action::Confirm(target), Action::Continue]
-    }
-
-    pub(super) fn confirmed(&mut self) -> Vec<Action> {
-        let State::Confirming { update } = &self.record.state else { return vec![] };
-        let update = update.clone();
-        self.record.confirmed = Some(update.target);
-        (self.record.late_fallback, self.record.restores) = (false, 0);
-        self.record.lift_ban(&update.raw_digests().unwrap_or_default());
-        self.run.kept = true;
-        let version = update.version.as_ref().map(|v| format!(" ({v})")).unwrap_or_default();
-        let adopted = update.origin == Origin::Adopted;
-        let mut actions =
-            self.end(Some(Outcome::succeeded(format!("set {}{version} confirmed", update.target))));
-        actions.extend(self.settle());
-        if !adopted {
-            actions.push(Action::RunHook(Hook::PostConfirm));
-        }
-        actions.push(Action::Answer(Ok(format!("set {} is permanent", update.target))));
-        actions
-    }
-
-    // --- Going back -------------------------------------------------------------------------------------------
-
-    pub(super) fn roll_back(&mut self, cause: Cause, text: String) -> Vec<Action> {
-        let Some(update) = self.record.state.update().cloned() else { return vec![] };
-        if cause == Cause::Health {
-            self.record.note_bad_trial(&update.raw_digests().unwrap_or_default(), true, &clip(&text));
-        }
-        let reason = Reason { cause, text: clip(&text) };
-        self.record.state = State::RollingBack { update, reason, attempt: 1 };
-        self.leave_set()
-    }
-
-    pub(super) fn leave_set(&self) -> Vec<Action> {
-        let Some(update) = self.record.state.update() else { return vec![] };
-        vec![
-            Action::StopHealth,
-            Action::Save,
-            Action::Disarm(update.target),
-            Action::Report,
-            Action::RunHook(Hook::OnRollback),
-        ]
-    }
-
-    /// The bootloader holds the old order again, and the old set runs: the update is over.
-    pub(super) fn back_on_old_set(&mut self) -> Vec<Action> {
-        let State::RollingBack { reason, update, .. } = &self.record.state else { return vec![] };
-        if self.booted_target() {
-            return vec![Action::RunHook(Hook::OnRollback)];
-        }
-        let (outcome, from) = (reason.outcome(), update.from);
-        self.record.confirmed = Some(from);
-        let mut actions = self.end(outcome);
-        actions.extend(self.settle());
-        if !self.run.kept {
-            actions.push(Action::CheckHealth);
-        }
-        actions
-    }
-
-    // --- The end ----------------------------------------------------------------------------------------------
-
-    /// The update is over. The outcome goes to disk before it goes anywhere else; `None` = nobody is told.
-    pub(super) fn end(&mut self, outcome: Option<Outcome>) -> Vec<Action> {
-        let Some(update) = self.record.state.update() else { return vec![] };
-        let outcome = outcome.map(clip_outcome);
-        let (seal, origin) = (self.seal().map(|s| s.to_string()), update.origin.clone());
-        if let Some(key) = origin.job() {
-            let finished = Finished { key: key.clone(), outcome: outcome.clone(), seal };
-            let tell = origin.open_job().is_some() && outcome.is_some();
-            self.record.finish(finished, tell);
-        }
-        if origin != Origin::Adopted {
-            self.record.last = outcome.clone();
-        }
-        self.record.state = State::Idle;
-        self.record.resumes = 0;
-        let mut actions = if self.run.fetching { vec![Action::StopFetch] } else { vec![] };
-        (self.run.fetching, self.run.alive, self.run.wait, self.run.job_deadline) =
-            (false, false, None, None);
-        (self.run.armed_since, self.run.reboot_asked, self.run.progress) = (None, None, None);
-        match outcome.filter(|_| origin != Origin::Adopted) {
-            Some(Outcome::Succeeded { reason }) => actions.extend([Action::Save, Action::Answer(Ok(reason))]),
-            // Bad news does not wait for a disk that may be the cause of it.
-            Some(other) => actions.extend([Action::Answer(Err(other.reason().to_owned())), Action::Save]),
-            None => actions.push(Action::Save),
-        }
-        actions.push(Action::Flush);
-        actions
-    }
-
-    pub(super) fn acknowledged(&mut self, key: &JobKey) -> Vec<Action> {
-        let before = self.record.outbox.len();
-        self.record.outbox.retain(|f| f.key != *key);
-        if self.record.outbox.len() == before { vec![] } else { vec![Action::Save] }
-    }
-
-    /// What this device tells the cloud about the update, in every details map it sends.
-    #[must_use]
-    pub fn seal(&self) -> Option<Seal> {
-        let update = self.record.state.update().filter(|u| u.origin.job().is_some())?;
-        Some(Seal {
-            phase: self.record.state.name().to_owned(),
-            target: update.target,
-            from: update.from,
-            digest: update.digest(),
-            boot_id: self.boot_id(),
-        })
-    }
-
-    // --- What goes wrong --------------------------------------------------------------------------------------
-
-    pub(super) fn failed(&mut self, action: Action, why: &str, now: Now) -> Vec<Action> {
-        match (&self.record.state, action) {
-            (State::Idle, Action::Save) => self.save_later(why, now),
-            (State::Idle, Action::Keep(_) | Action::Confirm(_)) => {
-                vec![Action::Say(format!("the counter of the running set cannot be refreshed: {why}"))]
-            }
-            (State::Idle, Action::Arm(_)) if self.run.restoring => {
-                self.run.restoring = false;
-                self.late_fallback()
-            }
-            (State::Accepted { .. } | State::Writing { .. } | State::Written { .. }, action) => {
-                let what = if action == Action::Save { "the record cannot be saved" } else { "not prepared" };
-                self.end(Some(Outcome::failed(format!("{what}: {why}"))))
-            }
-            (State::Arming { attempt, .. }, Action::Arm(_)) if *attempt < crate::verdict::ARM_ATTEMPTS => {
-                self.arm_once_more()
-            }
-            (State::Arming { .. } | State::Armed { .. }, Action::Reboot) => self.reboot_failed(why, now),
-            (State::Arming { .. }, Action::Arm(_)) => {
-                self.drop_armed(Cause::NotArmed, &format!("not armed: {why}"))
-            }
-            (State::Arming { .. } | State::Armed { .. }, Action::Save) => {
-                self.drop_armed(Cause::Dropped, &format!("the record cannot be saved: {why}"))
-            }
-            // What cannot be saved is not confirmed.
-            (State::Trial { .. } | State::Confirming { .. }, Action::Save) => {
-                self.roll_back(Cause::Device, format!("the record cannot be saved: {why}"))
-            }
-            (State::Confirming { .. }, Action::Confirm(_)) => {
-                self.roll_back(Cause::Device, format!("the set cannot be made permanent: {why}"))
-            }
-            (State::RollingBack { update, .. }, Action::Save) => {
-                vec![
-                    Action::Say(format!("going back unsaved: {why}")),
-                    Action::Disarm(update.target),
-                    Action::Continue,
-                ]
-            }
-            (State::RollingBack { .. }, Action::Disarm(_)) => {
-                let mut actions =
-                    vec![Action::Say(format!("the bootloader keeps the bad set in its order: {why}"))];
-                actions.extend(self.back_on_old_set());
-                actions
-            }
-            (_, Action::Reboot) => self.reboot_failed(why, now),
-            (_, action) => vec![Action::Say(format!("{action:?}: {why}"))],
-        }
-    }
-
-    fn arm_once_more(&mut self) -> Vec<Action> {
-        let State::Arming { update, attempt } = self.record.state.clone() else { return vec![] };
-        let target = update.target;
-        self.record.state = State::Arming { update, attempt: attempt + 1 };
-        vec![Action::Save, Action::Arm(target), Action::Continue]
-    }
-
-    fn save_later(&mut self, why: &str, now: Now) -> Vec<Action> {
-        let first = self.run.unsaved.replace(now.boot).is_none();
-        if first {
-            vec![Action::Say(format!("the record cannot be saved, trying again: {why}"))]
-        } else {
-            vec![]
-        }
-    }
-
-    fn reboot_failed(&mut self, why: &str, now: Now) -> Vec<Action> {
-        self.run.reboot_asked = Some(now.boot);
-        vec![Action::Say(format!("the reboot did not start, trying again: {why}"))]
-    }
-
-    // --- Time -------------------------------------------------------------------------------------------------
-
-    pub(super) fn tick(&mut self, now: Now) -> Vec<Action> {
-        if self.run.unsaved.is_some_and(|t| now.boot.since(t) >= SAVE_RETRY) {
-            self.run.unsaved = None;
-            return vec![Action::Save, Action::Flush, Action::AskCloud];
-        }
-        if self.run.reboot_asked.is_some_and(|t| now.boot.since(t) >= REBOOT_RETRY) {
-            return self.reboot(now);
-        }
-        let due = self.run.wait.as_ref().is_some_and(|w| w.until <= now.boot);
-        match &self.record.state {
-            State::Accepted { .. } if due => vec![Action::RunHook(Hook::PreInstall)],
-            State::Written { .. } if due => self.gate(now),
-            State::Armed { .. } => self.reboot_when_told(now),
-            State::Trial { .. } => self.trial_verdict(now),
-            _ => vec![],
-        }
     }
 }
 
@@ -625,17 +385,4 @@ impl Machine {
 fn same_images(old: &[Image], new: &[Image]) -> bool {
     old.len() == new.len()
         && old.iter().zip(new).all(|(a, b)| a.slot == b.slot && a.raw == b.raw && a.file == b.file)
-}
-
-/// Reasons come from scripts and servers: bounded, on one line.
-fn clip(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_KEPT).collect()
-}
-
-fn clip_outcome(outcome: Outcome) -> Outcome {
-    match outcome {
-        Outcome::Succeeded { reason } => Outcome::Succeeded { reason: clip(&reason) },
-        Outcome::Failed { reason } => Outcome::Failed { reason: clip(&reason) },
-        Outcome::Rejected { reason } => Outcome::Rejected { reason: clip(&reason) },
-    }
 }

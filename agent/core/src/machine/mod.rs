@@ -3,7 +3,8 @@
 //! [`Machine::step`] is one `match (state, event)`. It changes the record in memory and answers with actions; the
 //! driver performs them in order. The first action that fails ends the list and comes back as [`Event::Failed`];
 //! [`Action::Continue`] comes back as [`Event::Continue`], so that a step which needs the one before it durable
-//! waits for it. A [`Action::Save`] writes the record as it stands: intent is always saved before its effect.
+//! waits for it. Both come back before any other event. A [`Action::Save`] writes the record as it stands: intent is
+//! always saved before its effect, and what does not depend on the disk stands before the save in the list.
 //!
 //! ```text
 //! Idle -> Accepted -> Writing{checkpoint} -> Written -> Arming -> Armed -> (reboot)
@@ -12,22 +13,29 @@
 //! Trial, no -> RollingBack{reason} -> (reboot) -> (outcome in the outbox) -> Idle
 //! ```
 //!
-//! `start` turns the verdict on a boot into the first actions, `flow` holds the steps of an update, `user` what
-//! people ask for.
+//! `start` turns the verdict on a boot into the first actions; `flow` goes from an offer to a written set, `arm` to
+//! the reboot, `trial` to the confirmation, `end` back to the old set and to the outcome; `trouble` holds what fails
+//! and what time does; `user` is what people ask for. `event` and `rules` are the vocabulary.
 
+mod arm;
+mod end;
+mod event;
 mod flow;
+mod rules;
 mod start;
+mod trial;
+mod trouble;
 mod user;
 
 use std::time::Duration;
 
-use crate::boot::{Booted, Facts, SetId, SetState};
-use crate::image::{Checkpoint, Image, Md5, Sha256};
+use crate::boot::{Facts, SetId, SetState};
 use crate::record::{Finished, Record, State};
-use crate::seal::Seal;
 use crate::time::Boottime;
-use crate::update::{JobKey, Origin, Outcome, Update};
+use crate::update::{Origin, Outcome, Update};
 
+pub use event::{Action, Cloud, Event, Evidence, Health, Hook, HookAnswer, Now, WrittenImage};
+pub use rules::{Rules, Window};
 pub use user::Verb;
 
 /// A pending step is taken up again at most this often without progress.
@@ -38,249 +46,20 @@ pub const SEAL_WAIT: Duration = Duration::from_secs(60);
 pub const REBOOT_RETRY: Duration = Duration::from_secs(300);
 /// A save that failed is tried again after this.
 pub const SAVE_RETRY: Duration = Duration::from_secs(10);
+/// A write to the bootloader that failed while nothing depends on it is tried again after this.
+pub const BOOT_RETRY: Duration = Duration::from_secs(60);
 /// Progress goes to the cloud at most this often, and only when it moved by [`PROGRESS_STEP`].
 pub const PROGRESS_EVERY: Duration = Duration::from_secs(10);
 /// Per cent that progress must have moved before it is reported again.
 pub const PROGRESS_STEP: u32 = 5;
 
-/// What the device's configuration says about updates.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rules {
-    /// Total time for the health checks of a trial.
-    pub health_timeout: Duration,
-    /// Total time in which a trial must have reached the cloud, where it must.
-    pub cloud_timeout: Duration,
-    /// How long after a "not now" a hook is asked again.
-    pub retry_interval: Duration,
-    /// How long "not now" is taken for an answer.
-    pub defer_limit: Duration,
-    /// Reboots for updates happen only in this time of the day.
-    pub reboot_window: Option<Window>,
-    /// The other set reads the same record, so that it knows what the seal would tell it.
-    pub record_shared: bool,
-    /// Time that a job must still have for the reboot and the trial.
-    pub reboot_reserve: Duration,
-    /// Names of the slots of a set.
-    pub slots: Vec<String>,
-}
-
-/// A time of the day, in minutes after local midnight; may wrap around it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// First minute in it.
-    pub from: u16,
-    /// First minute behind it.
-    pub to: u16,
-}
-
-impl Window {
-    /// `minute` of the day lies in the window. A window of no length is the whole day.
-    #[must_use]
-    pub const fn contains(self, minute: u16) -> bool {
-        if self.from < self.to {
-            self.from <= minute && minute < self.to
-        } else if self.from > self.to {
-            minute >= self.from || minute < self.to
-        } else {
-            true
-        }
-    }
-}
-
-/// The time of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Now {
-    /// Monotonic, since the kernel started.
-    pub boot: Boottime,
-    /// Local time of the day in minutes; only for the reboot window.
-    pub minute: u16,
-}
-
-/// What a start finds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evidence {
-    /// What the bootloader says; `None` with a reason where it cannot be asked.
-    pub facts: Result<Facts, String>,
-    /// Each set's slots begin with something other than zeros: A, B.
-    pub heads: [bool; 2],
-}
-
-/// Scripts of the product that an update passes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Hook {
-    /// Before the first byte; may say "not now".
-    PreInstall,
-    /// Before arming and reboot; may say "not now".
-    PreReboot,
-    /// After the new set became permanent.
-    PostConfirm,
-    /// Before the reboot that leaves a bad set.
-    OnRollback,
-}
-
-impl Hook {
-    /// File name in the hook directory.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::PreInstall => "pre-install",
-            Self::PreReboot => "pre-reboot",
-            Self::PostConfirm => "post-confirm",
-            Self::OnRollback => "on-rollback",
-        }
-    }
-}
-
-/// What a hook answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HookAnswer {
-    /// Exit 0, or there is no such hook.
-    Done,
-    /// Exit 75.
-    NotNow,
-    /// Anything else.
-    Failed(String),
-}
-
-/// What the health checks say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// Every check passed in one round.
-    Passed,
-    /// Not yet; they go on by themselves.
-    NotYet(String),
-    /// Exit 100: no use in waiting.
-    Hopeless(String),
-}
-
-/// An image that is in its slot, verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct WrittenImage {
-    /// SHA-256 of the raw image, computed over what was written.
-    pub sha256: Sha256,
-    /// Its length in bytes.
-    pub size: u64,
-    /// SHA-256 of the source, where it was computed.
-    pub file_sha256: Option<Sha256>,
-    /// MD5 of the source, where it was computed.
-    pub md5: Option<Md5>,
-}
-
-/// What the cloud said about the job of this update, or about us.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Cloud {
-    /// An accepted answer to start-next: the trial's proof that the cloud is in reach.
-    Accepted,
-    /// The job lives, and these are its images with fresh URLs; `None` where the answer had no document.
-    Alive(Option<Vec<Image>>),
-    /// The cloud ended the job.
-    Closed(String),
-    /// The seal of phase `armed` was acknowledged.
-    SealAcknowledged,
-    /// The job times out in this time.
-    TimeLeft(Duration),
-    /// An acknowledged outcome: it leaves the outbox.
-    Acknowledged(JobKey),
-    /// The job carries a seal of an earlier life of this device; see [`Seal`].
-    Sealed {
-        /// The update as the job describes it.
-        update: Box<Update>,
-        /// What the device had told the cloud.
-        seal: Seal,
-    },
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// All actions before [`Action::Continue`] are done.
-    Continue,
-    /// An action could not be done; those behind it were not tried.
-    Failed(Box<Action>, String),
-    /// An update, validated; only while [`Machine::ready`].
-    Offer(Box<Update>),
-    /// A job that is refused without being taken; only while [`Machine::ready`].
-    Refuse(JobKey, Outcome),
-    /// The images can be had, fit, and decode; nothing was written.
-    Ready,
-    /// Bytes of the raw images written, and of how many, where that is known.
-    Progress {
-        /// Written so far.
-        done: u64,
-        /// In all.
-        total: Option<u64>,
-    },
-    /// Writing can go on from here after a power cut.
-    Checkpoint(Checkpoint),
-    /// All images are complete and verified, heads included.
-    Written(Vec<WrittenImage>),
-    /// The images cannot be had or written.
-    FetchEnded(Outcome),
-    /// From the health checks.
-    Health(Health),
-    /// From a hook.
-    Hook(Hook, HookAnswer),
-    /// From the cloud.
-    Cloud(Cloud),
-    /// From a person.
-    User(Verb),
-    /// Time passed; see [`Machine::next_wake`].
-    Tick,
-}
-
-/// What to do. Nothing else in the program has an effect on an update. `Save`, the five boot actions and `Reboot`
-/// may fail; the others are requests that are always taken, and say how they ended by an event of their own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
-    /// Write the record.
-    Save,
-    /// The target is about to be written.
-    MarkBad(SetId),
-    /// Try this set at the next boot.
-    Arm(SetId),
-    /// Restore the running set's counter.
-    Keep(SetId),
-    /// The other set first again; this one bad.
-    Disarm(SetId),
-    /// Make this set permanent.
-    Confirm(SetId),
-    /// Open the images and look at their beginnings; ends in [`Event::Ready`] or [`Event::FetchEnded`].
-    Fetch {
-        /// Where to go on.
-        resume: Option<Checkpoint>,
-    },
-    /// Begin to write; ends in [`Event::Written`] or [`Event::FetchEnded`].
-    Write,
-    /// Give the images up; no event comes from them any more.
-    StopFetch,
-    /// Run the health checks until all pass; answers with [`Event::Health`].
-    CheckHealth,
-    /// No more of them.
-    StopHealth,
-    /// Answers with [`Event::Hook`].
-    RunHook(Hook),
-    /// Restart the device.
-    Reboot,
-    /// Tell the cloud where the job stands ([`Machine::details`]).
-    Report,
-    /// Send what waits in the outbox.
-    Flush,
-    /// Ask the cloud whether the job lives; in a trial, whether the cloud is there.
-    AskCloud,
-    /// The booted set is settled: nothing about this boot is open.
-    Settled,
-    /// Tell the person who asked.
-    Answer(Result<String, String>),
-    /// Into the log.
-    Say(String),
-    /// Comes back as [`Event::Continue`].
-    Continue,
-}
-
 /// What this process knows beyond the record. Gone with the process, and rightly so.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Run {
+    /// When this process took over.
+    started: Boottime,
     facts: Option<Facts>,
+    /// Each set's slots begin with something: as found at the start, then as written by this process.
     heads: [bool; 2],
     /// Why nothing may be touched.
     untouchable: Option<String>,
@@ -291,20 +70,50 @@ struct Run {
     cloud: bool,
     /// The job of the update was seen alive by this process.
     alive: bool,
-    fetching: bool,
+    fetch: Fetching,
+    /// The hook whose answer is waited for.
+    asked: Option<Hook>,
     /// Waiting for a better moment: since when, until when, why.
     wait: Option<Wait>,
     armed_since: Option<Boottime>,
     seal_acknowledged: bool,
-    reboot_asked: Option<Boottime>,
+    reboot: Reboot,
     job_deadline: Option<Boottime>,
     /// The last save failed at this time; the record on disk is older than the one here.
     unsaved: Option<Boottime>,
-    warned_unsaved: bool,
+    /// The record on disk may still hold an update that was armed: until it is saved nothing is told about its end,
+    /// since a restart might come to another one.
+    disk_armed: bool,
+    /// The running set could not be kept or confirmed at this time.
+    boot_failed: Option<Boottime>,
     /// `Idle` is restoring the order after the environment was reset.
     restoring: bool,
+    /// An adopted set is not well and has nowhere to go: said once.
+    stays: bool,
     progress: Option<(u64, Option<u64>)>,
     reported: Option<(Boottime, u32)>,
+}
+
+/// How far the pipeline is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Fetching {
+    #[default]
+    No,
+    /// Asked to open the images.
+    Opening,
+    /// Asked to write them.
+    Writing,
+}
+
+/// How far a reboot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Reboot {
+    #[default]
+    No,
+    /// Asked for at this time, and not refused: the device is going down.
+    Asked(Boottime),
+    /// It did not start at this time.
+    Refused(Boottime),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -346,14 +155,14 @@ impl Machine {
         self.run.facts.as_ref().and_then(|f| f.booted.set())
     }
 
-    /// The outcomes that may be sent. An outcome is on disk before it is sent; while the record cannot be saved, a
-    /// refusal or failure still goes out, since a restart would come to the same one.
+    /// The outcomes that may be sent. An outcome is on disk before it is sent; only while the record cannot be saved a
+    /// refusal or failure goes out unsaved, provided that the job was never armed: a restart then asks the cloud
+    /// before it does anything for the job, and finds it closed.
     pub fn sendable(&self) -> impl Iterator<Item = &Finished> {
         let saved = self.run.unsaved.is_none();
-        self.record
-            .outbox
-            .iter()
-            .filter(move |f| saved || !matches!(f.outcome, Some(Outcome::Succeeded { .. })))
+        let bad_news = !self.run.disk_armed;
+        let succeeded = |f: &Finished| matches!(f.outcome, Some(Outcome::Succeeded { .. }));
+        self.record.outbox.iter().filter(move |f| saved || (bad_news && !succeeded(f)))
     }
 
     /// Nothing about this boot is open.
@@ -366,7 +175,11 @@ impl Machine {
     /// (UPDATE-RULES 1.1).
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.record.state == State::Idle && self.run.kept && self.run.unsaved.is_none() && !self.run.restoring
+        self.record.state == State::Idle
+            && self.run.kept
+            && self.run.unsaved.is_none()
+            && !self.run.restoring
+            && self.run.reboot == Reboot::No
     }
 
     /// Why not, for people.
@@ -380,6 +193,9 @@ impl Machine {
         }
         if self.run.unsaved.is_some() {
             return Some("the record cannot be saved: check the state directory".into());
+        }
+        if self.run.restoring || self.run.reboot != Reboot::No {
+            return Some("the device is about to reboot".into());
         }
         Some(match &self.record.state {
             State::Idle => match &self.run.health {
@@ -425,6 +241,7 @@ impl Machine {
 
     /// One event in, what to do about it out. The whole protocol of an update is this match.
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Action> {
+        use State::{Accepted, Armed, Arming, Confirming, Idle, RollingBack, Trial, Writing, Written};
         if let Some(why) = &self.run.untouchable {
             let why = why.clone();
             return self.step_untouchable(event, &why);
@@ -434,69 +251,59 @@ impl Machine {
             (_, Event::User(verb)) => self.user(verb, now),
             (_, Event::Tick) => self.tick(now),
             (_, Event::Cloud(Cloud::Acknowledged(key))) => self.acknowledged(&key),
-            (_, Event::Cloud(Cloud::TimeLeft(left))) => self.time_left(left, now),
 
-            (State::Idle, Event::Offer(update)) => self.accept(*update),
-            (State::Idle, Event::Refuse(key, outcome)) => self.refuse_job(key, outcome),
-            (_, Event::Offer(_) | Event::Refuse(..)) => vec![],
-            (State::Idle, Event::Cloud(Cloud::Sealed { update, seal })) => self.sealed(*update, &seal, now),
-            (State::Idle, Event::Health(health)) => self.idle_health(health),
-            (State::Idle, Event::Continue) => self.idle_continues(now),
-
-            // Taken up again after a restart: first the running set, then the work (UPDATE-RULES 1.1).
-            (
-                State::Accepted { .. } | State::Writing { .. } | State::Written { .. },
-                Event::Health(health),
-            ) => self.resumed_health(health),
-            (State::Accepted { .. } | State::Writing { .. } | State::Written { .. }, Event::Continue)
-                if !self.run.kept =>
-            {
-                self.resume(now)
-            }
-
-            (State::Accepted { .. }, Event::Hook(Hook::PreInstall, answer)) => self.pre_install(answer, now),
-            (State::Accepted { .. } | State::Writing { .. }, Event::Cloud(Cloud::Alive(images))) => {
-                self.alive(images)
-            }
-            (State::Accepted { .. } | State::Writing { .. }, Event::Ready) => self.begin_to_write(),
-            (State::Writing { .. }, Event::Continue) => vec![Action::Write, Action::Report],
-            (State::Writing { .. }, Event::Checkpoint(c)) => self.checkpoint(c),
-            (State::Writing { .. }, Event::Progress { done, total }) => self.note_progress(done, total, now),
-            (State::Writing { .. }, Event::Written(images)) => self.written(&images, now),
-            (State::Accepted { .. } | State::Writing { .. }, Event::FetchEnded(outcome)) => {
-                self.end(Some(outcome))
-            }
-
-            (State::Written { .. }, Event::Hook(Hook::PreReboot, answer)) => self.pre_reboot(answer, now),
-            (State::Arming { .. }, Event::Continue) => self.armed(now),
-            (State::Armed { .. }, Event::Cloud(Cloud::SealAcknowledged)) => self.seal_acknowledged(now),
-
-            (
-                State::Accepted { .. }
-                | State::Writing { .. }
-                | State::Written { .. }
-                | State::Arming { .. }
-                | State::Armed { .. },
-                Event::Cloud(Cloud::Closed(why)),
-            ) => self.closed_before_reboot(&why),
-            (
-                State::Trial { .. } | State::Confirming { .. } | State::RollingBack { .. },
-                Event::Cloud(Cloud::Closed(why)),
-            ) => self.closed_after_reboot(&why),
-
-            (State::Trial { .. }, Event::Health(health)) => self.trial_health(health, now),
-            (State::Trial { .. }, Event::Cloud(Cloud::Accepted)) => self.trial_cloud(now),
-            (State::Trial { .. }, Event::Cloud(Cloud::Sealed { update, seal })) => {
+            (Idle, Event::Offer(update)) => self.accept(*update, now),
+            (Idle, Event::Refuse(key, outcome)) => self.refuse_job(key, outcome),
+            (_, Event::Offer(update)) => self.not_taken(&update),
+            (Idle | Trial { .. }, Event::Cloud(Cloud::Sealed { update, seal })) => {
                 self.sealed(*update, &seal, now)
             }
-            (State::Confirming { .. }, Event::Continue) => self.confirmed(),
-            (State::RollingBack { .. }, Event::Continue) => self.back_on_old_set(),
-            (State::RollingBack { .. }, Event::Hook(Hook::OnRollback, _)) => self.reboot(now),
+            (Idle, Event::Health(health)) => self.running_set_health(health),
+            (Idle, Event::Continue) => self.idle_continues(now),
+
+            // Taken up again after a restart: first the running set, then the work (UPDATE-RULES 1.1).
+            (Accepted { .. } | Writing { .. } | Written { .. }, Event::Health(health)) => {
+                self.running_set_health(health)
+            }
+            (Accepted { .. } | Writing { .. } | Written { .. }, Event::Continue) if !self.run.kept => {
+                self.resume(now)
+            }
+            (Accepted { .. } | Writing { .. } | Written { .. }, Event::Cloud(Cloud::Alive(images))) => {
+                self.alive(images, now)
+            }
+
+            (Accepted { .. }, Event::Hook(Hook::PreInstall, answer)) => self.pre_install(answer, now),
+            (Accepted { .. } | Writing { .. }, Event::Ready) => self.begin_to_write(),
+            (Writing { .. }, Event::Continue) => self.write(),
+            (Writing { .. }, Event::Checkpoint(reached)) => self.checkpoint(reached),
+            (Writing { .. }, Event::Progress { done, total }) => self.note_progress(done, total, now),
+            (Writing { .. }, Event::Written(images)) => self.written(&images, now),
+            (Accepted { .. } | Writing { .. }, Event::FetchEnded(outcome)) => self.fetch_ended(outcome),
+
+            (Written { .. }, Event::Hook(Hook::PreReboot, answer)) => self.pre_reboot(answer, now),
+            (Arming { .. }, Event::Continue) => self.armed(now),
+            (Armed { .. }, Event::Cloud(Cloud::SealAcknowledged)) => self.seal_acknowledged(now),
+            (Idle, Event::Cloud(Cloud::TimeLeft(_))) => vec![],
+            (_, Event::Cloud(Cloud::TimeLeft(left))) => self.time_left(left, now),
+
+            (Idle, Event::Cloud(Cloud::Closed(_))) => vec![],
+            (Trial { .. } | Confirming { .. } | RollingBack { .. }, Event::Cloud(Cloud::Closed(why))) => {
+                self.closed_after_reboot(&why)
+            }
+            (_, Event::Cloud(Cloud::Closed(why))) => self.closed_before_reboot(&why),
+
+            (Trial { .. }, Event::Health(health)) => self.trial_health(health, now),
+            (Trial { .. }, Event::Cloud(Cloud::Accepted)) => self.trial_cloud(now),
+            (Trial { .. }, Event::Continue) => self.trial_verdict(now),
+            (Confirming { .. }, Event::Continue) => self.confirmed(),
+            (RollingBack { .. }, Event::Continue) => self.back_on_old_set(),
+            (RollingBack { .. }, Event::Hook(Hook::OnRollback, _)) => self.hook_before_leaving(now),
 
             // Late answers of things that were given up in between.
             (
                 _,
                 Event::Continue
+                | Event::Refuse(..)
                 | Event::Ready
                 | Event::Progress { .. }
                 | Event::Checkpoint(_)
@@ -512,6 +319,7 @@ impl Machine {
     fn step_untouchable(&mut self, event: Event, why: &str) -> Vec<Action> {
         match event {
             Event::User(_) => vec![Action::Answer(Err(why.to_owned()))],
+            Event::Offer(update) => self.not_taken(&update),
             Event::Cloud(Cloud::Acknowledged(key)) => self.acknowledged(&key),
             _ => vec![],
         }
@@ -519,16 +327,27 @@ impl Machine {
 
     /// When [`Event::Tick`] is due; `None` = not before something else happens.
     #[must_use]
-    pub fn next_wake(&self, now: Now) -> Option<Boottime> {
+    pub fn next_wake(&self) -> Option<Boottime> {
+        if self.run.untouchable.is_some() {
+            return None;
+        }
         let mut due: Vec<Boottime> = Vec::new();
         due.extend(self.run.unsaved.map(|t| t.after(SAVE_RETRY)));
-        due.extend(self.run.wait.as_ref().map(|w| w.until));
-        due.extend(self.run.reboot_asked.map(|t| t.after(REBOOT_RETRY)));
+        due.extend(self.run.boot_failed.map(|t| t.after(BOOT_RETRY)));
+        // While a hook is being asked its answer is what is waited for.
+        due.extend(self.run.wait.as_ref().filter(|_| self.run.asked.is_none()).map(|w| w.until));
+        match self.run.reboot {
+            Reboot::Asked(t) | Reboot::Refused(t) => due.push(t.after(REBOOT_RETRY)),
+            Reboot::No => {}
+        }
         match &self.record.state {
-            State::Armed { .. } if self.run.reboot_asked.is_none() => {
-                due.extend(self.run.armed_since.map(|t| t.after(SEAL_WAIT)).filter(|t| *t > now.boot));
+            State::Accepted { .. } | State::Writing { .. } | State::Written { .. } if !self.run.kept => {
+                due.push(self.run.started.after(self.rules.health_timeout));
             }
-            State::Trial { update, started, .. } => {
+            State::Armed { update, .. } if self.run.reboot == Reboot::No && self.seal_may_lapse(update) => {
+                due.extend(self.run.armed_since.map(|t| t.after(SEAL_WAIT)));
+            }
+            State::Trial { update, started, .. } if !self.run.stays => {
                 let started = Boottime::from(*started);
                 if !matches!(self.run.health, Some(Health::Passed)) {
                     due.push(started.after(self.rules.health_timeout));
@@ -536,33 +355,38 @@ impl Machine {
                 if self.cloud_missing(update) {
                     due.push(started.after(self.rules.cloud_timeout));
                 }
-                // A trial that has nowhere to go back to stays, and must not wake for ever.
-                due.retain(|t| *t > now.boot || self.way_back(update));
             }
             _ => {}
         }
         due.into_iter().min()
     }
 
-    /// A trial may end in going back: an adopted set has no known fallback, so it needs one that is good and
-    /// begins with something (UPDATE-RULES 2.4, row `none`).
+    /// The machine enters another state; what was counted about the one before is over.
+    fn enter(&mut self, state: State) {
+        self.record.resumes = 0;
+        self.record.state = state;
+    }
+
+    fn head(&self, set: SetId) -> bool {
+        self.run.heads[usize::from(set == SetId::B)]
+    }
+
+    fn set_head(&mut self, set: SetId, readable: bool) {
+        self.run.heads[usize::from(set == SetId::B)] = readable;
+    }
+
+    /// The trial may end in going back: only to a set that begins with something. An adopted set has no fallback that
+    /// anybody vouched for, so the bootloader must hold it good as well (UPDATE-RULES 2.4, row `none`).
     fn way_back(&self, update: &Update) -> bool {
-        if update.origin != Origin::Adopted {
-            return true;
-        }
-        let readable = self.run.heads[usize::from(update.from == SetId::B)];
-        let good = self.run.facts.as_ref().is_some_and(|f| f.state(update.from) == SetState::Good);
-        readable && good
+        let good = || self.run.facts.as_ref().is_some_and(|f| f.state(update.from) == SetState::Good);
+        self.head(update.from) && (update.origin != Origin::Adopted || good())
     }
 
     fn cloud_missing(&self, update: &Update) -> bool {
         update.require_cloud && !self.run.cloud
     }
 
-    fn booted_target(&self) -> bool {
-        match (self.record.state.update(), self.run.facts.as_ref().map(|f| f.booted)) {
-            (Some(update), Some(Booted::Set(set))) => update.target == set,
-            _ => false,
-        }
+    fn on_target(&self) -> bool {
+        self.record.state.update().is_some_and(|u| self.booted() == Some(u.target))
     }
 }

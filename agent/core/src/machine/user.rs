@@ -1,10 +1,10 @@
 //! What people ask for on the device. Every verb is an event of the machine; between arming and the end only
-//! confirm and rollback are taken (UPDATE-RULES 2.6).
+//! confirm and rollback are taken (UPDATE-RULES 2.6), and the reboot that a person was left to ask for.
 
-use super::{Action, Machine, Now};
+use super::{Action, Health, Machine, Now, Reboot};
 use crate::boot::SetId;
 use crate::record::{SlotStatuses, State};
-use crate::update::{Cause, Origin, Then, Update};
+use crate::update::{Cause, Origin, Outcome, Then, Update};
 
 /// A request of a person.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,61 +37,38 @@ impl Machine {
     pub(super) fn user(&mut self, verb: Verb, now: Now) -> Vec<Action> {
         let Some(booted) = self.booted() else { return refuse("which set runs is not known") };
         match (&self.record.state, verb) {
-            (State::Trial { .. }, Verb::Confirm) => self.confirm(),
+            (State::Idle, Verb::Confirm) => self.confirm_running(booted),
+            (State::Idle, _) if self.run.restoring || self.run.reboot != Reboot::No => {
+                refuse("the device is about to reboot")
+            }
+            (State::Idle, verb) => self.idle_verb(verb, booted, now),
+
+            (State::Accepted { .. } | State::Writing { .. } | State::Written { .. }, Verb::Rollback) => {
+                let mut actions = vec![answer("the update is dropped")];
+                actions.extend(self.end(Some(Outcome::failed(DROPPED))));
+                actions
+            }
+            (State::Arming { .. } | State::Armed { .. }, Verb::Rollback) => {
+                let mut actions = vec![answer("the armed set is dropped")];
+                actions.extend(self.drop_armed(Cause::Dropped, DROPPED));
+                actions
+            }
+            (State::Armed { .. } | State::Written { .. }, Verb::Reboot) => self.reboot_for_update(now),
+
+            (State::Trial { update, .. }, Verb::Confirm) => {
+                // Of a job the cloud is told that the image passed: that is not for a person to say.
+                let well = matches!(self.run.health, Some(Health::Passed));
+                if update.origin.open_job().is_some() && !well {
+                    return refuse("the health checks have not passed, and a job waits for them: see status");
+                }
+                self.confirm()
+            }
             (State::Trial { update, .. }, Verb::Rollback) if !self.way_back(update) => {
                 refuse("there is no other set that is good and complete")
             }
             (State::Trial { .. }, Verb::Rollback) => {
-                let mut actions = self.roll_back(Cause::Asked, "asked for on the device".into());
-                actions.push(answer("going back to the other set"));
-                actions
-            }
-            (State::Written { .. }, Verb::Rollback) => {
-                self.end(Some(crate::update::Outcome::failed("dropped on the device before it was tried")))
-            }
-            (State::Arming { .. } | State::Armed { .. }, Verb::Rollback) => {
-                let mut actions =
-                    self.drop_armed(Cause::Dropped, "dropped on the device before it was tried");
-                actions.push(answer("the armed set is dropped"));
-                actions
-            }
-            (State::Armed { .. } | State::Written { .. }, Verb::Reboot) => self.reboot_for_update(now),
-            (State::Idle, Verb::Confirm) if self.run.kept => {
-                vec![answer("the running set is permanent already")]
-            }
-            (State::Idle, Verb::Confirm) => {
-                vec![
-                    Action::StopHealth,
-                    Action::Confirm(booted),
-                    answer("the running set is permanent"),
-                    Action::Continue,
-                ]
-            }
-            (State::Idle, Verb::Rollback) => self.activate(booted.other(), true),
-            (State::Idle, Verb::Activate { set, .. }) if set == booted => {
-                vec![Action::Disarm(set.other()), answer("the running set stays first; the other one is bad")]
-            }
-            (State::Idle, Verb::Activate { set, reboot }) => self.activate(set, reboot),
-            (State::Idle, Verb::MarkBad(set)) if set == booted => {
-                refuse("the running set cannot be marked bad: use rollback")
-            }
-            (State::Idle, Verb::MarkBad(set)) => {
-                self.record.slots_mut(set).clear();
-                vec![Action::Save, Action::MarkBad(set), answer(&format!("set {set} is bad"))]
-            }
-            (State::Idle, Verb::Adopt { set, .. }) if set == booted => {
-                refuse("use confirm for the running set")
-            }
-            (State::Idle, Verb::Adopt { set, slots }) => {
-                *self.record.slots_mut(set) = slots;
-                vec![
-                    Action::Save,
-                    answer(&format!("set {set} is recorded as complete; `mark active {set}` boots it")),
-                ]
-            }
-            (State::Idle, Verb::Reboot) => {
-                let mut actions = vec![answer("rebooting")];
-                actions.extend(self.reboot(now));
+                let mut actions = vec![answer("going back to the other set")];
+                actions.extend(self.roll_back(Cause::Asked, "asked for on the device"));
                 actions
             }
             (state, _) => refuse(&format!(
@@ -101,8 +78,55 @@ impl Machine {
         }
     }
 
+    fn confirm_running(&mut self, booted: SetId) -> Vec<Action> {
+        if self.run.kept {
+            return vec![answer("the running set is permanent already")];
+        }
+        self.run.restoring = false;
+        vec![
+            Action::StopHealth,
+            Action::Confirm(booted),
+            answer("the running set is permanent"),
+            Action::Continue,
+        ]
+    }
+
+    fn idle_verb(&mut self, verb: Verb, booted: SetId, now: Now) -> Vec<Action> {
+        match verb {
+            Verb::Confirm => self.confirm_running(booted),
+            Verb::Rollback => self.activate(booted.other(), true, now),
+            // It runs: what is left to do is to put it first in the bootloader's order again.
+            Verb::Activate { set, .. } if set == booted && self.run.kept => {
+                vec![Action::Confirm(set), answer("the running set is the first one")]
+            }
+            Verb::Activate { set, .. } if set == booted => self.confirm_running(booted),
+            Verb::Activate { set, reboot } => self.activate(set, reboot, now),
+            Verb::MarkBad(set) if set == booted => {
+                refuse("the running set cannot be marked bad: use rollback")
+            }
+            Verb::MarkBad(set) => {
+                self.record.slots_mut(set).clear();
+                vec![Action::Save, Action::MarkBad(set), answer(&format!("set {set} is bad"))]
+            }
+            Verb::Adopt { set, .. } if set == booted => refuse("use confirm for the running set"),
+            Verb::Adopt { set, slots } => {
+                *self.record.slots_mut(set) = slots;
+                self.set_head(set, true);
+                vec![
+                    Action::Save,
+                    answer(&format!("set {set} is recorded as complete; `mark active {set}` boots it")),
+                ]
+            }
+            Verb::Reboot => {
+                let mut actions = vec![answer("rebooting")];
+                actions.extend(self.reboot(now));
+                actions
+            }
+        }
+    }
+
     /// Boot a set that is recorded complete: an update without images, with a trial like any other.
-    fn activate(&mut self, set: SetId, reboot: bool) -> Vec<Action> {
+    fn activate(&mut self, set: SetId, reboot: bool, now: Now) -> Vec<Action> {
         if !self.ready() {
             return refuse(&self.not_ready().unwrap_or_default());
         }
@@ -124,24 +148,32 @@ impl Machine {
             retry: true,
             written,
         };
-        self.accept(update)
+        self.accept(update, now)
     }
 
     /// A person's reboot is due at once: no window, no hook.
     fn reboot_for_update(&mut self, now: Now) -> Vec<Action> {
+        let written = matches!(self.record.state, State::Written { .. });
+        if written && !(self.run.kept && self.known_to_live()) {
+            return refuse(
+                "the update goes on when the running set is settled and the cloud says that the job lives",
+            );
+        }
         if let Some(update) = self.record.state.update_mut() {
             update.then = Then::Reboot;
         }
-        let mut actions = vec![Action::Save, answer("rebooting into the other set")];
-        if matches!(self.record.state, State::Written { .. }) {
-            self.run.wait = None;
-            actions.extend(self.arm());
+        let mut actions = vec![answer("rebooting into the other set")];
+        if written {
+            actions.extend(self.arm(now));
         } else {
+            actions.push(Action::Save);
             actions.extend(self.reboot_when_told(now));
         }
         actions
     }
 }
+
+const DROPPED: &str = "dropped on the device before it was tried";
 
 fn answer(text: &str) -> Action {
     Action::Answer(Ok(text.to_owned()))

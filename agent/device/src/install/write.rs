@@ -91,8 +91,8 @@ impl Writing<'_> {
             if buffer::is_zero(piece) {
                 self.write_data(&bytes[data..at], start + data as u64)?;
                 let from = start + at as u64;
-                if self.zeros.0 + self.zeros.1 != from {
-                    self.flush_zeros()?;
+                // A run that goes on; any data in between has flushed it.
+                if self.zeros.1 == 0 {
                     self.zeros.0 = from;
                 }
                 self.zeros.1 += piece.len() as u64;

@@ -1,0 +1,365 @@
+//! The command line: what can be said, nothing of what it does.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use otandem_core::boot::SetId;
+use otandem_core::image::Sha256;
+
+/// OTA A/B updates that always leave a system that boots.
+#[derive(Debug, Clone, PartialEq, Parser)]
+#[command(name = "otandem", version, about, after_help = EXIT_CODES, propagate_version = true)]
+pub struct Cli {
+    /// Read the configuration from this file, or from otandem.toml and conf.d/ in this directory, and from nowhere else
+    #[arg(long, global = true, value_name = "FILE|DIR")]
+    pub config: Option<PathBuf>,
+    /// Keep state here instead of where the configuration says
+    #[arg(long, global = true, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check), 10 a reset is due (fota handle), \
+64 wrong usage, 65 wrong input, 66 input cannot be read, 69 nobody answers, 70 defect, 71 system, \
+73 cannot write, 74 I/O, 75 not now, 76 protocol, 77 not allowed, 78 configuration.";
+
+/// The commands. All but `run`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
+/// none runs.
+#[derive(Debug, Clone, PartialEq, Subcommand)]
+pub enum Command {
+    /// Run the agent
+    Run,
+    /// Show what runs, what is installed, and what an update is doing
+    Status(Status),
+    /// Install an image from a file, a URL or a job document into the inactive set
+    Install(Install),
+    /// Make the running set permanent
+    Confirm,
+    /// Go back to the other set
+    Rollback,
+    /// Tell the bootloader what a set is worth
+    Mark(Mark),
+    /// Reboot, at once
+    Reboot,
+    /// The steps of a FOTA job, one by one or all together
+    #[command(subcommand)]
+    Fota(Fota),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Print completions for a shell
+    Completions {
+        /// Shell
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// `otandem status`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Status {
+    /// Print JSON; its keys are stable
+    #[arg(long)]
+    pub json: bool,
+    /// For monitoring: exit with 1 if something needs attention
+    #[arg(long)]
+    pub check: bool,
+}
+
+/// `otandem install`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Install {
+    /// Image file, http(s) URL, or job document (*.json); SOURCE.sha256 beside a file is used
+    pub source: String,
+    /// Slot of the set that the image is for; needed if a set has several
+    #[arg(long)]
+    pub slot: Option<String>,
+    /// SHA-256 of the image (raw or as it is in SOURCE)
+    #[arg(long, value_name = "HEX", conflicts_with = "no_digest")]
+    pub sha256: Option<Sha256>,
+    /// Set to write; must not be the running one
+    #[arg(long, value_name = "A|B")]
+    pub set: Option<SetId>,
+    /// Try the new set at once
+    #[arg(long)]
+    pub reboot: bool,
+    /// Install although nothing tells whether the image is whole
+    #[arg(long)]
+    pub no_digest: bool,
+}
+
+/// `otandem mark`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Mark {
+    /// good: it may boot; bad: it must not; active: it is next
+    pub verdict: Verdict,
+    /// Which set
+    #[arg(default_value = "booted", value_name = "booted|other|A|B")]
+    pub target: Target,
+    /// Adopt a set that was written by others: only if its first slot has this SHA-256
+    #[arg(long, value_name = "SHA256")]
+    pub verify: Option<Sha256>,
+}
+
+/// What a set is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It may boot.
+    Good,
+    /// It must not boot.
+    Bad,
+    /// It boots next.
+    Active,
+}
+
+/// A set, as people name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The running one.
+    Booted,
+    /// The one that does not run.
+    Other,
+    /// By its name.
+    #[serde(untagged)]
+    Set(SetId),
+}
+
+impl std::str::FromStr for Target {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "booted" => Ok(Self::Booted),
+            "other" => Ok(Self::Other),
+            _ => s.parse().map(Self::Set).map_err(|_| "use booted, other, A or B".into()),
+        }
+    }
+}
+
+/// `otandem fota`
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Fota {
+    /// Download the image of a document into the inactive set and check it
+    Update(Document),
+    /// Arm the set that was written: it is tried at the next reset
+    Test(Document),
+    /// Make the running set final
+    Confirm(Document),
+    /// Reset the device
+    Reset,
+    /// The whole flow on the jobs of the cloud, or on one document
+    Handle(Handle),
+}
+
+/// A job document.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Document {
+    /// Job document; standard input if absent or "-"
+    #[arg(value_name = "FILE")]
+    pub document: Option<PathBuf>,
+}
+
+/// `otandem fota handle`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Handle {
+    /// Document to handle
+    #[command(flatten)]
+    pub document: Document,
+    /// Ask for jobs even if none was announced
+    #[arg(long)]
+    pub force: bool,
+    /// Leave the cloud while the image is downloaded
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    pub disconnect_mqtt: bool,
+    /// Reset when one is due; otherwise exit with 10
+    #[arg(long, value_name = "true|false", default_value_t = true, action = clap::ArgAction::Set)]
+    pub auto_reset: bool,
+    /// Gets the document of every other job on standard input; exit 0: the job succeeded
+    #[arg(long, value_name = "PROGRAM")]
+    pub job_callback: Option<PathBuf>,
+}
+
+/// `otandem config`
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Config {
+    /// List everything that is wrong; exit with 78 if there is anything
+    Check,
+}
+
+/// Shells with completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU Bash.
+    Bash,
+    /// Elvish.
+    Elvish,
+    /// fish.
+    Fish,
+    /// Z shell.
+    Zsh,
+}
+
+/// Writes completions for `shell`.
+pub fn completions(shell: Shell, out: &mut dyn std::io::Write) {
+    use clap::CommandFactory;
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Elvish => clap_complete::Shell::Elvish,
+        Shell::Fish => clap_complete::Shell::Fish,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+    };
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "otandem", &mut text);
+    // A closed pipe is the reader's choice.
+    let _ = out.write_all(&text);
+}
+
+/// Writes the manual page: otandem(8), then each command as a section of its own.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn manual(out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    use clap::CommandFactory;
+    let mut command = Cli::command();
+    command.build();
+    let man = clap_mangen::Man::new(command.clone()).section("8");
+    man.render(out)?;
+    write_commands(&command, out)
+}
+
+fn write_commands(command: &clap::Command, out: &mut dyn std::io::Write) -> std::io::Result<()> {
+    for sub in command.get_subcommands().filter(|s| s.get_name() != "help") {
+        let man = clap_mangen::Man::new(sub.clone());
+        let name = sub.get_bin_name().unwrap_or_else(|| sub.get_name());
+        writeln!(out, ".SH COMMAND: {}", name.to_uppercase())?;
+        man.render_description_section(out)?;
+        man.render_synopsis_section(out)?;
+        man.render_options_section(out)?;
+        write_commands(sub, out)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn command(line: &str) -> Command {
+        parse(line).unwrap_or_else(|e| panic!("{line}: {e}")).command
+    }
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_go_before_and_after_the_command() {
+        for line in ["otandem --config x --state-dir /s status", "otandem status --config x --state-dir /s"] {
+            let cli = parse(line).unwrap();
+            assert_eq!((cli.config, cli.state_dir), (Some("x".into()), Some("/s".into())));
+        }
+    }
+
+    #[test]
+    fn sets_and_digests_are_checked_on_the_command_line() {
+        let hash = "ab".repeat(32);
+        let Command::Install(i) =
+            command(&format!("otandem install /img --set B --sha256 {hash} --slot rootfs --reboot"))
+        else {
+            panic!()
+        };
+        assert_eq!((i.set, i.reboot, i.slot.as_deref()), (Some(SetId::B), true, Some("rootfs")));
+        assert_eq!(i.sha256.unwrap().to_string(), hash);
+        for bad in [
+            "otandem install",
+            "otandem install x --set C",
+            "otandem install x --sha256 ab",
+            &format!("otandem install x --no-digest --sha256 {hash}"),
+            "otandem mark fine",
+            "otandem mark good third",
+            "otandem frobnicate",
+            "otandem",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn mark_means_the_booted_set_unless_told() {
+        let marked = |line| match command(line) {
+            Command::Mark(m) => (m.verdict, m.target),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(marked("otandem mark good"), (Verdict::Good, Target::Booted));
+        assert_eq!(marked("otandem mark bad other"), (Verdict::Bad, Target::Other));
+        assert_eq!(marked("otandem mark active B"), (Verdict::Active, Target::Set(SetId::B)));
+    }
+
+    #[test]
+    fn fota_handle_keeps_the_usual_defaults() {
+        let handled = |line| match command(line) {
+            Command::Fota(Fota::Handle(h)) => h,
+            other => panic!("{other:?}"),
+        };
+        let h = handled("otandem fota handle");
+        assert_eq!((h.force, h.disconnect_mqtt, h.auto_reset), (false, true, true));
+        assert_eq!((h.document.document, h.job_callback), (None, None));
+        let h = handled(
+            "otandem fota handle - --force --disconnect-mqtt false --auto-reset false --job-callback /bin/x",
+        );
+        assert_eq!((h.force, h.disconnect_mqtt, h.auto_reset), (true, false, false));
+        assert_eq!(h.document.document, Some("-".into()));
+        assert_eq!(h.job_callback, Some("/bin/x".into()));
+        assert!(parse("otandem fota handle --auto-reset maybe").is_err());
+    }
+
+    #[test]
+    fn completions_and_manual_name_every_command() {
+        let mut text = Vec::new();
+        manual(&mut text).unwrap();
+        for shell in Shell::value_variants() {
+            let mut out = Vec::new();
+            completions(*shell, &mut out);
+            let out = String::from_utf8(out).unwrap();
+            assert!(out.contains("rollback"), "{shell:?}");
+        }
+        let text = String::from_utf8(text).unwrap();
+        for name in ["rollback", "no\\-digest", "auto\\-reset", "Exit codes"] {
+            assert!(text.contains(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_exit_codes_in_the_help_are_those_of_the_program() {
+        use crate::exit::Exit;
+        for exit in [
+            Exit::Ok,
+            Exit::Attention,
+            Exit::ResetDue,
+            Exit::Usage,
+            Exit::Data,
+            Exit::NoInput,
+            Exit::Unavailable,
+            Exit::Software,
+            Exit::System,
+            Exit::CannotCreate,
+            Exit::Io,
+            Exit::TempFail,
+            Exit::Protocol,
+            Exit::NoPermission,
+            Exit::Config,
+        ] {
+            assert!(EXIT_CODES.contains(&format!(" {} ", exit.code())), "{exit:?}");
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The one MQTT session that all features share: a task with a channel in each direction.
+//!
+//! The task keeps itself connected. It says [`Inbound::Up`] when the broker has granted every wanted subscription,
+//! and [`Inbound::Down`] with a reason in plain words whenever an attempt or a session ended. Sessions are clean:
+//! what was published and not acknowledged before a `Down` may be lost, so who needs an answer asks again after the
+//! next `Up` (the outbox does).
+//!
+//! Limits of the broker that are kept: 8 filters per SUBSCRIBE, 50 subscriptions, publishes per second and in
+//! flight as configured, 128 KiB of payload.
+
+use std::error::Error as StdError;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rumqttc::{
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing,
+    Packet, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
+};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use url::Url;
+
+use super::dial::dial;
+use super::tls::{self, Clock};
+use crate::backoff::Backoff;
+
+mod link;
+#[cfg(test)]
+mod tests;
+
+use link::{Link, advice};
+
+const MAX_FILTERS: usize = 8;
+const MAX_SUBSCRIPTIONS: usize = 50;
+/// Of one message.
+pub const MAX_PAYLOAD: usize = 128 << 10;
+/// Topic and headers beside the payload.
+const PACKET_OVERHEAD: usize = 1 << 10;
+/// A session that lasted this long was a good one: after it, back-off begins anew. A broker that accepts a device and
+/// drops it at its first publish would otherwise be called every second.
+const GOOD_SESSION: Duration = Duration::from_secs(30);
+
+/// How to reach the broker.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Host name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// MQTT client id.
+    pub client_id: String,
+    /// Between two signs of life; whole seconds count.
+    pub keep_alive: Duration,
+    /// TCP, proxy, TLS and MQTT together; also for each acknowledgement of a subscription.
+    pub connect_timeout: Duration,
+    /// From [`tls::mqtt`].
+    pub tls: Arc<rustls::ClientConfig>,
+    /// The same clock as in `tls`, for clear errors.
+    pub clock: Arc<Clock>,
+    /// HTTP CONNECT proxy.
+    pub proxy: Option<Url>,
+    /// Publishes per second; 0 = no limit.
+    pub publish_rate: u32,
+    /// Publishes that wait for their acknowledgement; 0 = no limit.
+    pub in_flight: u16,
+    /// Ceiling of the first wait after a failure; doubles with each further one.
+    pub retry_first: Duration,
+    /// Ceiling of all waits.
+    pub retry_most: Duration,
+}
+
+/// From the session to the features.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inbound {
+    /// Connected, and every wanted subscription is granted (also after each [`Outbound::Subscribe`]).
+    Up,
+    /// Not connected, and why. The session tries again by itself unless told to disconnect.
+    Down {
+        /// For people.
+        reason: String,
+    },
+    /// A wanted topic that cannot be had. Unless it is taken out of the wish, the session stays `Down` and tries again.
+    Refused {
+        /// The topic filter.
+        topic: String,
+        /// What to do, such as the policy to add.
+        advice: String,
+    },
+    /// A message.
+    Message {
+        /// Its topic.
+        topic: String,
+        /// Its payload.
+        payload: Bytes,
+    },
+}
+
+/// From the features to the session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outbound {
+    /// All topics that are wanted from now on, at QoS 1. New ones are subscribed at once, topics that are gone stay
+    /// until the next connection.
+    Subscribe(Vec<String>),
+    /// At QoS 1; dropped while the session is not up.
+    Publish {
+        /// Topic.
+        topic: String,
+        /// At most [`MAX_PAYLOAD`] bytes.
+        payload: Bytes,
+    },
+    /// Say farewell and stay away until [`Outbound::Reconnect`].
+    Disconnect,
+    /// Connect anew, at once.
+    Reconnect,
+}
+
+/// Keeps the session until every sender of `orders` or the receiver of `inbound` is gone.
+///
+/// `orders` has no bound so that a feature can always give one while the session waits for that feature to take a
+/// message; `inbound` should be short.
+pub async fn run(
+    config: SessionConfig,
+    topics: Vec<String>,
+    orders: mpsc::UnboundedReceiver<Outbound>,
+    inbound: mpsc::Sender<Inbound>,
+) {
+    let backoff = Backoff::new(config.retry_first, config.retry_most);
+    let mut session = Session { config, orders, inbound, wanted: Vec::new(), backoff };
+    if session.want(topics).await.is_ok() {
+        // The only error is that nobody listens any more.
+        let _ = session.keep().await;
+    }
+}
+
+/// Nobody listens any more.
+struct Gone;
+
+struct Session {
+    config: SessionConfig,
+    orders: mpsc::UnboundedReceiver<Outbound>,
+    inbound: mpsc::Sender<Inbound>,
+    wanted: Vec<String>,
+    backoff: Backoff,
+}
+
+/// What comes after a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Later,
+    AtOnce,
+    WhenTold,
+    Never,
+}
+
+struct End {
+    reason: String,
+    next: Next,
+    good: bool,
+}
+
+impl Session {
+    async fn keep(&mut self) -> Result<(), Gone> {
+        loop {
+            let end = self.connection().await?;
+            tracing::warn!("cloud session: {}", end.reason);
+            if end.good {
+                self.backoff.reset();
+            }
+            self.tell(Inbound::Down { reason: end.reason }).await?;
+            match end.next {
+                Next::Later => {
+                    let wait = self.backoff.wait();
+                    tracing::info!("cloud session: next attempt in {:.1} s", wait.as_secs_f32());
+                    self.rest(Some(wait)).await?;
+                }
+                Next::AtOnce => {}
+                Next::WhenTold => self.rest(None).await?,
+                Next::Never => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits, for ever without a time, unless told to reconnect.
+    async fn rest(&mut self, wait: Option<Duration>) -> Result<(), Gone> {
+        let mut until = wait.map(|w| Instant::now() + w);
+        loop {
+            tokio::select! {
+                () = at(until) => return Ok(()),
+                order = self.orders.recv() => match order {
+                    None => return Err(Gone),
+                    Some(Outbound::Subscribe(topics)) => self.want(topics).await?,
+                    Some(Outbound::Publish { topic, .. }) => tracing::debug!("not connected, dropped: {topic}"),
+                    Some(Outbound::Disconnect) => until = None,
+                    Some(Outbound::Reconnect) => return Ok(()),
+                },
+                () = self.inbound.closed() => return Err(Gone),
+            }
+        }
+    }
+
+    async fn tell(&self, what: Inbound) -> Result<(), Gone> {
+        self.inbound.send(what).await.map_err(|_| Gone)
+    }
+
+    /// Takes a new wish; what can never be had is refused at once.
+    async fn want(&mut self, topics: Vec<String>) -> Result<(), Gone> {
+        self.wanted.clear();
+        for topic in topics {
+            let advice = if self.wanted.contains(&topic) {
+                continue;
+            } else if !rumqttc::valid_filter(&topic) {
+                "not a valid topic filter".to_owned()
+            } else if self.wanted.len() == MAX_SUBSCRIPTIONS {
+                format!("the broker allows {MAX_SUBSCRIPTIONS} subscriptions; turn a feature off")
+            } else {
+                self.wanted.push(topic);
+                continue;
+            };
+            self.tell(Inbound::Refused { topic, advice }).await?;
+        }
+        Ok(())
+    }
+
+    /// One connection, from the first packet to the last.
+    async fn connection(&mut self) -> Result<End, Gone> {
+        let (client, events) = self.client();
+        let (packets_in, mut packets) = mpsc::channel(MAX_FILTERS);
+        // Never cancelled half-way: select polls it by reference until it ends by itself.
+        let pump = pump(events, packets_in);
+        tokio::pin!(pump);
+        let mut link = Link::new(client, &self.config);
+        link.wish(&self.wanted);
+        let error = loop {
+            tokio::select! {
+                biased;
+                Some(packet) = packets.recv() => self.on_packet(&mut link, packet).await?,
+                error = &mut pump => break error,
+                () = at(link.due()) => if link.on_time(&self.config) { break None },
+                order = self.orders.recv(), if link.closing.is_none() => {
+                    if self.on_order(&mut link, order).await? { break None }
+                }
+                () = self.inbound.closed() => return Err(Gone),
+            }
+        };
+        while let Ok(packet) = packets.try_recv() {
+            self.on_packet(&mut link, packet).await?;
+        }
+        let good = link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
+        let (reason, next) = match link.closing.take() {
+            Some(closing) => (closing.reason, closing.next),
+            None => (self.in_words(&link, error.as_ref()), Next::Later),
+        };
+        Ok(End { reason, next, good })
+    }
+
+    fn client(&self) -> (AsyncClient, EventLoop) {
+        let c = &self.config;
+        let mut options = MqttOptions::new(c.client_id.clone(), (c.host.clone(), c.port));
+        options
+            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&c.tls))))
+            .set_keep_alive(u16::try_from(c.keep_alive.as_secs()).unwrap_or(u16::MAX))
+            .set_clean_session(true)
+            .set_max_packet_size(MAX_PAYLOAD + PACKET_OVERHEAD, MAX_PAYLOAD + PACKET_OVERHEAD)
+            .set_inflight(if c.in_flight == 0 { u16::MAX } else { c.in_flight });
+        let (host, port, proxy, limit) = (c.host.clone(), c.port, c.proxy.clone(), c.connect_timeout);
+        options.set_socket_connector(move |_, _| {
+            let (host, proxy) = (host.clone(), proxy.clone());
+            async move { dial(&host, port, proxy.as_ref(), limit).await }
+        });
+        let (client, mut events) = AsyncClient::builder(options).unbounded().build();
+        let mut network = NetworkOptions::new();
+        network.set_connection_timeout(c.connect_timeout.as_secs().max(1));
+        events.set_network_options(network);
+        (client, events)
+    }
+
+    async fn on_packet(&mut self, link: &mut Link, packet: Packet) -> Result<(), Gone> {
+        match packet {
+            Packet::ConnAck(_) => {
+                link.accepted = true;
+                self.subscribe(link).await
+            }
+            Packet::SubAck(ack) => {
+                for (topic, code) in
+                    link.awaiting.take().unwrap_or_default().into_iter().zip(ack.return_codes)
+                {
+                    if code == SubscribeReasonCode::Failure {
+                        let advice = advice(&topic);
+                        tracing::error!("the broker refuses the subscription to {topic}: {advice}");
+                        link.refused.push(format!("{topic}: {advice}"));
+                        self.tell(Inbound::Refused { topic, advice }).await?;
+                    } else {
+                        link.granted.push(topic);
+                    }
+                }
+                self.subscribe(link).await
+            }
+            Packet::Publish(message) => {
+                // The codec has refused topics that are not UTF-8.
+                let topic = String::from_utf8_lossy(&message.topic).into_owned();
+                self.tell(Inbound::Message { topic, payload: message.payload }).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends the next SUBSCRIBE, or says that all are granted.
+    async fn subscribe(&mut self, link: &mut Link) -> Result<(), Gone> {
+        if !link.accepted || link.awaiting.is_some() || link.closing.is_some() {
+            return Ok(());
+        }
+        if !link.missing.is_empty() {
+            link.send_subscribe(self.config.connect_timeout);
+        } else if let Some(first) = link.refused.first() {
+            let reason =
+                format!("the broker refuses {} of the subscriptions, such as {first}", link.refused.len());
+            link.close(reason, Next::Later);
+        } else {
+            link.up_since.get_or_insert_with(Instant::now);
+            tracing::info!("cloud session: up, {} subscriptions", link.granted.len());
+            self.tell(Inbound::Up).await?;
+        }
+        Ok(())
+    }
+
+    /// `true`: the connection is not worth a farewell.
+    async fn on_order(&mut self, link: &mut Link, order: Option<Outbound>) -> Result<bool, Gone> {
+        match order {
+            Some(Outbound::Subscribe(topics)) => {
+                self.want(topics).await?;
+                link.wish(&self.wanted);
+                self.subscribe(link).await?;
+            }
+            Some(Outbound::Publish { topic, payload }) => link.publish(topic, payload),
+            Some(Outbound::Disconnect) => link.close("disconnected on request".into(), Next::WhenTold),
+            Some(Outbound::Reconnect) => link.close("connecting anew on request".into(), Next::AtOnce),
+            None => link.close("the agent ends".into(), Next::Never),
+        }
+        Ok(link.closing.is_some() && !link.accepted)
+    }
+
+    fn in_words(&self, link: &Link, error: Option<&ConnectionError>) -> String {
+        let broker = format!("{}:{}", self.config.host, self.config.port);
+        let Some(error) = error else { return format!("{broker}: the connection ended") };
+        if let Some(text) = tls::explain(error, &self.config.clock) {
+            return format!("{broker}: {text}");
+        }
+        let text = match error {
+            ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized) => {
+                link.hint(&self.config.client_id)
+            }
+            ConnectionError::ConnectionRefused(code) => format!("the broker refuses the session: {code:?}"),
+            ConnectionError::NetworkTimeout if link.accepted => "the broker does not answer any more".into(),
+            ConnectionError::NetworkTimeout => {
+                format!("no connection within {} s", self.config.connect_timeout.as_secs())
+            }
+            ConnectionError::MqttState(StateError::AwaitPingResp) => {
+                "the broker did not answer a sign of life; the connection is dead".into()
+            }
+            e if closed_by_peer(e) => link.hint(&self.config.client_id),
+            e => tls::chain(e),
+        };
+        format!("{broker}: {text}")
+    }
+}
+
+/// Drives the connection until it ends; `None` after a farewell.
+async fn pump(mut events: EventLoop, packets: mpsc::Sender<Packet>) -> Option<ConnectionError> {
+    loop {
+        match events.poll().await {
+            Ok(Event::Incoming(packet)) => packets.send(packet).await.ok()?,
+            Ok(Event::Outgoing(Outgoing::Disconnect)) => return None,
+            Ok(Event::Outgoing(_)) => {}
+            Err(e) => return Some(e),
+        }
+    }
+}
+
+fn closed_by_peer(error: &ConnectionError) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    if matches!(error, ConnectionError::MqttState(StateError::ConnectionAborted)) {
+        return true;
+    }
+    let mut next: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(e) = next {
+        if let Some(e) = e.downcast_ref::<io::Error>() {
+            return matches!(e.kind(), UnexpectedEof | ConnectionReset | ConnectionAborted | BrokenPipe);
+        }
+        next = e.source();
+    }
+    false
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}

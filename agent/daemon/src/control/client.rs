@@ -1,0 +1,101 @@
+//! The commands' side of the control socket: blocking, since a command does one thing.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use super::{Answer, AnswerLine, MAX_LINE, Progress, Request, RequestLine, VERSION, What};
+
+/// The daemon cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// A daemon is there, but not for this user.
+    #[error("{}: {source}; run this as root or as a member of group otandem", path.display())]
+    Denied {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection to the daemon at {} broke: {source}; see its log", path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The request is larger than the daemon takes.
+    #[error("the request has {size} bytes, the daemon takes {MAX_LINE}")]
+    TooLarge {
+        /// Its size.
+        size: usize,
+    },
+    /// What came back is not of this protocol.
+    #[error("the daemon at {} speaks another language: {source}; use the otandem of the same version", path.display())]
+    Protocol {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// A connection to the running daemon.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+    path: PathBuf,
+}
+
+impl Client {
+    /// Connects; `None` if no daemon runs.
+    ///
+    /// # Errors
+    /// One seems to run but cannot be reached.
+    pub fn connect(path: &Path) -> Result<Option<Self>, ClientError> {
+        match UnixStream::connect(path) {
+            Ok(stream) => Ok(Some(Self { stream: BufReader::new(stream), path: path.to_owned() })),
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                Ok(None)
+            }
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(ClientError::Denied { path: path.to_owned(), source })
+            }
+            Err(source) => Err(ClientError::Broken { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Asks, and waits for the answer as long as it takes.
+    ///
+    /// # Errors
+    /// The daemon could not be asked or did not answer. That it refused is in the [`Answer`].
+    pub fn call(
+        &mut self,
+        request: &Request,
+        on_progress: &mut dyn FnMut(&Progress),
+    ) -> Result<Answer, ClientError> {
+        let protocol = |source| ClientError::Protocol { path: self.path.clone(), source };
+        let broken = |source| ClientError::Broken { path: self.path.clone(), source };
+        let mut line =
+            serde_json::to_vec(&RequestLine { v: VERSION, request: request.clone() }).map_err(protocol)?;
+        if line.len() > MAX_LINE {
+            return Err(ClientError::TooLarge { size: line.len() });
+        }
+        line.push(b'\n');
+        // A daemon that refuses may close before it has read all; its reason is still there to be read.
+        let sent = self.stream.get_mut().write_all(&line);
+        loop {
+            let mut line = Vec::new();
+            let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX) + 1;
+            let n = (&mut self.stream).take(limit).read_until(b'\n', &mut line).map_err(broken)?;
+            if n == 0 {
+                return Err(broken(sent.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())));
+            }
+            match serde_json::from_slice::<AnswerLine>(&line).map_err(protocol)?.what {
+                What::Progress(progress) => on_progress(&progress),
+                What::Answer(answer) => return Ok(answer),
+            }
+        }
+    }
+}
