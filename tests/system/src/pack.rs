@@ -74,6 +74,25 @@ fn zstd(part: &[u8]) -> Result<Vec<u8>, Error> {
     Ok(out)
 }
 
+/// One zstd frame that can only be opened with a window of `2^log` bytes: it does not tell its size.
+///
+/// # Errors
+/// [`Error::Pack`] when the library fails.
+pub fn zstd_with_window(raw: &[u8], log: u32) -> Result<Vec<u8>, Error> {
+    let failed = |code| Error::Pack(format!("zstd: {}", zstd_safe::get_error_name(code)));
+    let mut context = zstd_safe::CCtx::create();
+    context.set_parameter(zstd_safe::CParameter::WindowLog(log)).map_err(failed)?;
+    let mut out = vec![0; zstd_safe::compress_bound(raw.len())];
+    let mut output = zstd_safe::OutBuffer::around(&mut out[..]);
+    let mut input = zstd_safe::InBuffer::around(raw);
+    // In two calls, so that the library does not know the size and keeps to the window.
+    context.compress_stream(&mut output, &mut input).map_err(failed)?;
+    while context.end_stream(&mut output).map_err(failed)? != 0 {}
+    let length = output.pos();
+    out.truncate(length);
+    Ok(out)
+}
+
 /// A gzip stream of a few bytes per MiB that opens to `mib` MiB of zeros: a bomb.
 ///
 /// # Errors

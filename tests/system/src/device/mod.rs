@@ -216,13 +216,14 @@ impl Device {
         self.inner.reboot()
     }
 
-    /// `kill -9` of the agent alone; the device goes on, and the agent is started again.
+    /// `kill -9` of the agent and what waits for it; the device goes on, and after `meanwhile` so does the agent.
     ///
     /// # Errors
     /// [`Error::Program`], [`Error::NotSeen`].
-    pub fn kill_agent(&self) -> Result<(), Error> {
+    pub fn kill_agent(&self, meanwhile: impl FnOnce()) -> Result<(), Error> {
         let _power = locked(&self.inner.power);
         supervise::cut(&self.inner.shared)?;
+        meanwhile();
         self.inner.start()
     }
 
