@@ -156,3 +156,24 @@ fn leave_direct(file: &File) -> io::Result<bool> {
 fn no_such_function(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_the_kernel_zeroes_nothing_zeros_are_written() {
+        // A file answers the request as a driver does that does not know it.
+        let file = tempfile::tempfile().unwrap();
+        let size = 3 * HEAD as u64;
+        file.write_all_at(&vec![0xff; 3 * HEAD], 0).unwrap();
+        let mut slot = BlockSlot { file, path: "/dev/test".into(), capacity: size, align: 512, zeroes: true };
+        slot.zero(512, size - 1024).unwrap();
+        assert!(!slot.zeroes, "it is asked once");
+        let mut bytes = vec![1; 3 * HEAD];
+        assert_eq!(slot.read_at(&mut bytes, 0).unwrap(), bytes.len());
+        let (first, last) = (512, bytes.len() - 512);
+        assert!(bytes[first..last].iter().all(|b| *b == 0));
+        assert!(bytes[..first].iter().chain(&bytes[last..]).all(|b| *b == 0xff));
+    }
+}

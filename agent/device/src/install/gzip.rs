@@ -2,7 +2,7 @@
 
 use flate2::{Decompress, FlushDecompress, Status};
 
-use super::decode::{Decode, Problem, Step};
+use crate::install::decode::{Decode, Problem, Step};
 
 /// gzip allows windows up to 32 KiB; its memory needs no further limit.
 const WINDOW_BITS: u8 = 15;

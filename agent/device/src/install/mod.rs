@@ -13,12 +13,10 @@
 
 mod block;
 mod buffer;
-mod decode;
+pub(crate) mod decode;
 mod digest;
 mod error;
 mod file;
-#[cfg(feature = "gzip")]
-pub(crate) mod gzip;
 mod heads;
 mod machine;
 mod mounts;
@@ -31,8 +29,6 @@ mod target;
 mod unpack;
 mod verify;
 mod write;
-#[cfg(feature = "xz")]
-pub(crate) mod xz;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +37,6 @@ use std::time::Duration;
 
 use otandem_core::image::{Checkpoint, Image, Md5, Sha256};
 
-pub(crate) use decode::Decode;
 pub use error::{Class, Fault, FetchError, InstallError, Stopped};
 use heads::Heads;
 use prepare::Work;

@@ -2,7 +2,7 @@
 
 use liblzma::stream::{Action, Error, Status, Stream};
 
-use super::decode::{Decode, Problem, Step};
+use crate::install::decode::{Decode, Problem, Step};
 
 /// Decoder of any number of streams, each within the memory limit.
 pub(crate) struct Xz {

@@ -352,18 +352,40 @@ fn every_single_operation_may_be_the_last() {
 #[test]
 fn a_finished_image_that_was_damaged_meanwhile_is_written_again() {
     let machine = Machine::new();
-    let mut log = Log::default();
     // All is written and verified; the power goes before the heads.
-    while log.last.as_ref().is_none_or(|c| c.image < 2) {
-        let last = log.last.take();
-        log = Log { stop_after: Some(1), ..Log::default() };
+    let mut last = None;
+    for _ in 0..40 {
+        let mut log = Log { stop_after: Some(1), ..Log::default() };
         machine.run(&mut machine.fetch(), &mut log, last.as_ref(), ReadBack::WhereDue).unwrap_err();
+        last = log.last;
+        if last.as_ref().is_some_and(|c| c.image == 2) {
+            break;
+        }
     }
+    assert_eq!(last.as_ref().unwrap().image, 2);
     machine.disks[1].with(|s| s.damage(2 * MIB));
     let mut fetch = machine.fetch();
-    let written =
-        machine.run(&mut fetch, &mut Log::default(), log.last.as_ref(), ReadBack::WhereDue).unwrap();
+    let written = machine.run(&mut fetch, &mut Log::default(), last.as_ref(), ReadBack::WhereDue).unwrap();
     machine.assert_installed();
     assert_eq!(written.iter().map(|w| w.resumed).collect::<Vec<_>>(), [true, false]);
     assert_eq!(fetch.handed(), machine.sources[1].1.len() as u64, "the other one is kept");
+}
+
+#[test]
+fn nothing_goes_on_from_an_image_that_is_wrong() {
+    let mut machine = Machine::new();
+    machine.images[1].raw.sha256 = Some(support::sha256(b"other"));
+    let mut log = Log::default();
+    machine.install(&mut machine.fetch(), &mut log).unwrap_err();
+    assert!(log.last.as_ref().is_some_and(|c| c.image == 1 && c.raw_offset > 0));
+    let names = machine.bench.names_in_state();
+    assert!(names.iter().all(|name| !name.ends_with("rootfs")), "{names:?}");
+    machine.assert_unmountable_or_complete();
+    // The document is put right: the same checkpoint takes nothing over.
+    machine.images[1].raw.sha256 = Some(support::sha256(&machine.raws[1]));
+    let written = machine
+        .run(&mut machine.fetch(), &mut Log::default(), log.last.as_ref(), ReadBack::WhereDue)
+        .unwrap();
+    assert_eq!(written.iter().map(|w| w.resumed).collect::<Vec<_>>(), [true, false]);
+    machine.assert_installed();
 }
