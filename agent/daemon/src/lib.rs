@@ -5,11 +5,15 @@
 //! names every knob.
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod agent;
 pub mod backoff;
 pub mod cli;
+pub mod commands;
 pub mod config;
 pub mod control;
 pub mod exit;
+pub mod feature;
+pub mod features;
 pub mod fetch;
 pub mod log;
 pub mod notify;
@@ -17,8 +21,12 @@ pub mod progress;
 
 /// The way to the cloud: TLS for MQTT and for downloads, and the one MQTT session that all features share.
 pub mod cloud {
+    pub mod channel;
+    #[cfg(feature = "session")]
+    pub mod connect;
     #[cfg(feature = "session")]
     mod dial;
+    pub mod identity;
     #[cfg(feature = "session")]
     pub mod session;
     pub mod tls;

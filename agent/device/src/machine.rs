@@ -83,6 +83,21 @@ pub fn now() -> Boottime {
     Boottime(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from))
 }
 
+/// Local time of the day in whole minutes; 0 where the clock cannot be read.
+#[must_use]
+pub fn local_minute() -> u16 {
+    let now = clock_gettime(ClockId::CLOCK_REALTIME).map_or(0, |t| t.tv_sec());
+    // SAFETY: both pointers are to live values of the right type, and `localtime_r` keeps neither.
+    let tm = unsafe {
+        let mut tm = std::mem::zeroed::<nix::libc::tm>();
+        if nix::libc::localtime_r(&raw const now, &raw mut tm).is_null() {
+            return 0;
+        }
+        tm
+    };
+    u16::try_from(tm.tm_hour * 60 + tm.tm_min).unwrap_or(0)
+}
+
 /// The kernel's identity of this boot.
 ///
 /// # Errors

@@ -51,6 +51,10 @@ pub fn intake(execution: &Execution, machine: &Machine, rules: &JobRules) -> Int
     if !fota::is_fota(&execution.document) {
         return Intake::Other;
     }
+    if let Some(why) = machine.untouchable() {
+        let outcome = Outcome::failed(format!("this device takes no update: {why}"));
+        return Intake::Event(Box::new(Event::Refuse(key.clone(), outcome)));
+    }
     let seal = execution.details.get(seal::DETAIL).and_then(|s| s.parse::<Seal>().ok()).filter(Seal::armed);
     if let Some(seal) = seal {
         return sealed(execution, seal, machine, rules);

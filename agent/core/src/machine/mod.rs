@@ -32,7 +32,7 @@ use std::time::Duration;
 use crate::boot::{Facts, SetId, SetState};
 use crate::record::{Finished, Record, State};
 use crate::time::Boottime;
-use crate::update::{Origin, Outcome, Update};
+use crate::update::{Origin, Outcome, Then, Update};
 
 pub use event::{Action, Cloud, Event, Evidence, Health, Hook, HookAnswer, Now, WrittenImage};
 pub use rules::{Rules, Window};
@@ -208,6 +208,28 @@ impl Machine {
         })
     }
 
+    /// Why nothing on this device may be touched, if so; it does not change while the process lives.
+    #[must_use]
+    pub fn untouchable(&self) -> Option<&str> {
+        self.run.untouchable.as_deref()
+    }
+
+    /// The running set is still being looked at: whether an update can be taken is known soon.
+    #[must_use]
+    pub fn settling(&self) -> bool {
+        self.run.untouchable.is_none()
+            && self.record.state == State::Idle
+            && !self.run.kept
+            && matches!(self.run.health, None | Some(Health::Passed))
+            && self.run.boot_failed.is_none()
+    }
+
+    /// A set is armed, and the reboot is somebody else's to do.
+    #[must_use]
+    pub fn reset_due(&self) -> bool {
+        matches!(&self.record.state, State::Armed { update, .. } if update.then != Then::Reboot)
+    }
+
     /// `waiting` while a hook or the reboot window says "not now".
     fn waiting(&self) -> Option<&'static str> {
         self.run.wait.as_ref().map(|_| "waiting")
@@ -320,6 +342,7 @@ impl Machine {
         match event {
             Event::User(_) => vec![Action::Answer(Err(why.to_owned()))],
             Event::Offer(update) => self.not_taken(&update),
+            Event::Refuse(key, outcome) if self.record.state == State::Idle => self.refuse_job(key, outcome),
             Event::Cloud(Cloud::Acknowledged(key)) => self.acknowledged(&key),
             _ => vec![],
         }

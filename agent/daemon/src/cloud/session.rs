@@ -13,7 +13,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rumqttc::{
     AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing,
     Packet, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
@@ -22,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use url::Url;
 
+pub use super::channel::{Inbound, MAX_PAYLOAD, Outbound};
 use super::dial::dial;
 use super::tls::{self, Clock};
 use crate::backoff::Backoff;
@@ -34,8 +34,6 @@ use link::{Link, advice};
 
 const MAX_FILTERS: usize = 8;
 const MAX_SUBSCRIPTIONS: usize = 50;
-/// Of one message.
-pub const MAX_PAYLOAD: usize = 128 << 10;
 /// Topic and headers beside the payload.
 const PACKET_OVERHEAD: usize = 1 << 10;
 /// A session that lasted this long was a good one: after it, back-off begins anew. A broker that accepts a device and
@@ -69,51 +67,6 @@ pub struct SessionConfig {
     pub retry_first: Duration,
     /// Ceiling of all waits.
     pub retry_most: Duration,
-}
-
-/// From the session to the features.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Inbound {
-    /// Connected, and every wanted subscription is granted (also after each [`Outbound::Subscribe`]).
-    Up,
-    /// Not connected, and why. The session tries again by itself unless told to disconnect.
-    Down {
-        /// For people.
-        reason: String,
-    },
-    /// A wanted topic that cannot be had. Unless it is taken out of the wish, the session stays `Down` and tries again.
-    Refused {
-        /// The topic filter.
-        topic: String,
-        /// What to do, such as the policy to add.
-        advice: String,
-    },
-    /// A message.
-    Message {
-        /// Its topic.
-        topic: String,
-        /// Its payload.
-        payload: Bytes,
-    },
-}
-
-/// From the features to the session.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outbound {
-    /// All topics that are wanted from now on, at QoS 1. New ones are subscribed at once, topics that are gone stay
-    /// until the next connection.
-    Subscribe(Vec<String>),
-    /// At QoS 1; dropped while the session is not up.
-    Publish {
-        /// Topic.
-        topic: String,
-        /// At most [`MAX_PAYLOAD`] bytes.
-        payload: Bytes,
-    },
-    /// Say farewell and stay away until [`Outbound::Reconnect`].
-    Disconnect,
-    /// Connect anew, at once.
-    Reconnect,
 }
 
 /// Keeps the session until every sender of `orders` or the receiver of `inbound` is gone.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Value;
 
-use super::values::{Bytes, Span, Window};
+use super::values::{Bytes, DayWindow, Span};
 use super::{Area, Finding, Kind};
 
 /// Declares a table: its struct of optional fields, its list of keys, how it takes a key, how a later file wins.
@@ -68,9 +68,10 @@ table! {
         cloud_timeout: Span = "cloud-timeout",
         trial_boots: u8 = "trial-boots",
         reboot_command: Vec<String> = "reboot-command",
-        reboot_window: Window = "reboot-window",
+        reboot_window: DayWindow = "reboot-window",
         retry_interval: Span = "retry-interval",
         defer_limit: Span = "defer-limit",
+        reboot_reserve: Span = "reboot-reserve",
         hook_dir: PathBuf = "hook-dir",
         hook_timeout: Span = "hook-timeout",
         rate_limit: Bytes = "rate-limit",

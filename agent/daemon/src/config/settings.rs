@@ -123,6 +123,7 @@ pub struct UpdateSettings {
     pub reboot_window: Option<Window>,
     pub retry_interval: Duration,
     pub defer_limit: Duration,
+    pub reboot_reserve: Duration,
     pub hook_dir: PathBuf,
     pub hook_timeout: Duration,
     /// Bytes per second of the source; `None`: no limit.

@@ -81,28 +81,7 @@ fn leading_number(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// A part of the day, in minutes after midnight of the device's local time; it may span midnight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Window {
-    /// First minute inside.
-    pub from: u16,
-    /// First minute outside again.
-    pub to: u16,
-}
-
-impl Window {
-    /// Whether `minute` of the day lies inside. A window whose ends are equal is the whole day.
-    #[must_use]
-    pub const fn contains(self, minute: u16) -> bool {
-        if self.from == self.to {
-            true
-        } else if self.from < self.to {
-            self.from <= minute && minute < self.to
-        } else {
-            minute >= self.from || minute < self.to
-        }
-    }
-}
+pub use otandem_core::machine::Window;
 
 /// Reads `01:00-05:00`.
 ///
@@ -158,9 +137,13 @@ impl<'de> Deserialize<'de> for Bytes {
     }
 }
 
-impl<'de> Deserialize<'de> for Window {
+/// A [`Window`] as it is written, such as `01:00-05:00`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DayWindow(pub Window);
+
+impl<'de> Deserialize<'de> for DayWindow {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        window(&String::deserialize(d)?).map_err(de::Error::custom)
+        window(&String::deserialize(d)?).map(Self).map_err(de::Error::custom)
     }
 }
 

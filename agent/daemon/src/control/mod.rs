@@ -67,9 +67,12 @@ pub struct InstallRequest {
     /// Slot for the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot: Option<String>,
-    /// Its digest.
+    /// SHA-256 of the raw image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256>,
+    /// SHA-256 of the bytes at the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_sha256: Option<Sha256>,
     /// Set to write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub set: Option<SetId>,

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use otandem_core::image::source_for_log;
+use otandem_device::install::{ByteStream, FetchError};
 use reqwest::header::{self, HeaderMap, HeaderName};
 use reqwest::redirect;
 use tokio::runtime::{self, Runtime};
@@ -31,32 +32,6 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 const MAX_REDIRECTS: usize = 5;
 /// Fresh URLs in a row that gave no new byte.
 const MAX_RENEWALS: u32 = 3;
-
-/// The source has given up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FetchError {
-    /// The stop flag was seen.
-    #[error("stopped on request")]
-    Stopped,
-    /// The bytes could not be had.
-    #[error("{reason}")]
-    Failed {
-        /// What happened, without secrets of the URL.
-        reason: String,
-    },
-    /// The source will never be read.
-    #[error("{reason}")]
-    Rejected {
-        /// Why, without secrets of the URL.
-        reason: String,
-    },
-    /// The object is no longer the one that was begun.
-    #[error("the source changed while it was read: {reason}; start the update again")]
-    Changed {
-        /// What differs.
-        reason: String,
-    },
-}
 
 /// The answer to the wish for a fresh URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -466,4 +441,10 @@ fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
         return attempt.error(Redirect::Downgrade(scheme));
     }
     attempt.follow()
+}
+
+impl ByteStream for HttpStream {
+    fn next(&mut self) -> Result<Option<Bytes>, FetchError> {
+        self.next_bytes()
+    }
 }

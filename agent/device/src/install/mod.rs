@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use otandem_core::image::{Checkpoint, Image, Md5, Sha256};
+use otandem_core::image::{Checkpoint, Hex, Image, Md5, Sha256};
 
 pub use error::{Class, Fault, FetchError, InstallError, Stopped};
 use heads::Heads;
@@ -210,6 +210,27 @@ pub fn install(
     prepare::check(plan)?;
     let slots = target::open_all(plan, &machine::in_use()?)?;
     install_into(slots, plan, fetch, observer, stop)
+}
+
+/// SHA-256 and length of a whole file or device, read with a small buffer.
+///
+/// # Errors
+/// It cannot be opened or read.
+pub fn sha256_of(path: &Path) -> std::io::Result<(Sha256, u64)> {
+    use sha2::Digest as _;
+    use std::io::Read as _;
+    let mut file = std::fs::File::open(path)?;
+    let mut digest = sha2::Sha256::new();
+    let (mut buffer, mut size) = (vec![0; 256 << 10], 0);
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        digest.update(&buffer[..n]);
+        size += n as u64;
+    }
+    Ok((Hex(digest.finalize().into()), size))
 }
 
 /// Gives up an interrupted installation: removes heads that wait in `state_dir`, and what was begun beside file

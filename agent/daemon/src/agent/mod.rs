@@ -1,0 +1,418 @@
+//! The agent: one loop that turns what happens into events of the update machine, and its actions into effects.
+//!
+//! `perform` has the effects, one arm each; `install` and `checks` are the threads behind the long ones; `world`
+//! reads what the machine starts from; `requests` turns what people ask into events, `status` shows them where it
+//! stands. This file is the loop.
+
+mod checks;
+mod install;
+mod perform;
+mod requests;
+mod service;
+mod status;
+mod world;
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use otandem_core::jobs::intake::JobRules;
+use otandem_core::machine::{Action, Cloud, Event, Machine, Now};
+use otandem_core::time::Boottime;
+use otandem_core::update::Origin;
+use otandem_device::machine::now as boottime;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::cloud::channel::{Ends, Inbound, Outbound};
+use crate::control::{Call, Progress, Reply};
+use crate::feature::{Context, Done, Feature, Program};
+use install::{Renewal, Work};
+
+pub use perform::Performer;
+pub use service::Service;
+pub use world::{OpenError, Opened, open};
+
+/// When the loop ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// Never: the daemon.
+    Stopped,
+    /// When every request has its answer.
+    Answered,
+    /// When nothing is under way any more, or a reset is due.
+    Quiet,
+}
+
+/// Why the loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The signal to stop.
+    Stopped,
+    /// What was waited for came.
+    Done,
+    /// The device restarts.
+    Rebooting,
+    /// A reset is due and is the caller's to do.
+    ResetDue,
+}
+
+/// The way to the cloud, as the agent holds it.
+pub struct Link {
+    /// The session's channels.
+    pub ends: Ends,
+    /// Leave the broker while an image is fetched.
+    pub leave_while_fetching: bool,
+}
+
+/// What the agent is put together from.
+pub struct Parts {
+    /// What the start gave.
+    pub opened: Opened,
+    /// What uses the session.
+    pub features: Vec<Box<dyn Feature>>,
+    /// The session, where a cloud is configured.
+    pub link: Option<Link>,
+    /// The service manager.
+    pub service: Service,
+    /// How documents are read on this device; `None` where updates are misconfigured.
+    pub rules: Option<JobRules>,
+}
+
+/// The agent.
+pub struct Agent {
+    machine: Machine,
+    performer: Performer,
+    features: Vec<Box<dyn Feature>>,
+    link: Option<Link>,
+    service: Service,
+    rules: Option<JobRules>,
+    first: Vec<Action>,
+    /// Gets the update machine's next answer.
+    asker: Option<Reply>,
+    /// Requests that wait until the running set is settled.
+    postponed: VecDeque<Call>,
+    /// A download waits for a fresh URL.
+    renewal: Option<Renewal>,
+    /// The session: when it came or went, and why it is away.
+    session: status::SessionView,
+    rebooting: bool,
+}
+
+impl Agent {
+    /// Puts the parts together; nothing happens before [`Agent::run`].
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
+        let session = status::SessionView::new(link.is_some());
+        let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
+        Self {
+            machine,
+            performer,
+            features,
+            link,
+            service,
+            rules,
+            first,
+            asker,
+            postponed,
+            renewal,
+            session,
+            rebooting,
+        }
+    }
+
+    /// The machine, to read.
+    #[must_use]
+    pub const fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The performer, to be set up before the run.
+    pub const fn performer_mut(&mut self) -> &mut Performer {
+        &mut self.performer
+    }
+
+    /// Runs until told otherwise.
+    pub async fn run(
+        &mut self,
+        mut calls: mpsc::Receiver<Call>,
+        mut stop: oneshot::Receiver<()>,
+        until: Until,
+    ) -> Ended {
+        self.performer.unsettle();
+        if self.machine.phase() == "trial" {
+            self.performer.take_watchdog();
+        }
+        let first = std::mem::take(&mut self.first);
+        self.carry_out(first);
+        loop {
+            if let Some(ended) = self.ended(until, &calls) {
+                return ended;
+            }
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                _ = &mut stop => return Ended::Stopped,
+                work = self.performer.next_work() => self.work(work),
+                inbound = next_inbound(&mut self.link) => self.inbound(inbound),
+                Some(call) = calls.recv() => self.call(call),
+                () = tokio::time::sleep(wake) => {}
+            }
+            self.wake();
+            if !self.machine.settling() {
+                while let Some(call) = self.postponed.pop_front() {
+                    self.call(call);
+                }
+            }
+        }
+    }
+
+    /// The process is about to end: threads and programs are told, the session is left.
+    pub fn stop(&mut self) {
+        self.performer.stop();
+        self.service.stopping();
+        if let Some(link) = &self.link {
+            let _ = link.ends.outbound.send(Outbound::Disconnect);
+        }
+    }
+
+    fn ended(&self, until: Until, calls: &mpsc::Receiver<Call>) -> Option<Ended> {
+        let asked =
+            self.asker.is_some() || !self.postponed.is_empty() || !calls.is_empty() || !calls.is_closed();
+        match until {
+            Until::Stopped => None,
+            _ if self.rebooting => Some(Ended::Rebooting),
+            Until::Answered => (!asked).then_some(Ended::Done),
+            Until::Quiet if self.asker.is_some() => None,
+            Until::Quiet => {
+                let told = self.machine.record().outbox.is_empty();
+                let idle = self.features.iter().all(|f| f.idle());
+                if told && self.machine.reset_due() {
+                    Some(Ended::ResetDue)
+                } else {
+                    (told && idle && self.machine.ready()).then_some(Ended::Done)
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { boot: boottime(), minute: self.performer.minute_of_day() }
+    }
+
+    fn next_wake(&self) -> Duration {
+        let now = self.now();
+        let due = self.features.iter().filter_map(|f| f.next_wake()).chain(self.machine.next_wake()).min();
+        // Rounded up, so that what is due is due when we look.
+        let until = due.map_or(Duration::from_secs(3600), |t| t.since(now.boot) + Duration::from_millis(1));
+        let feed = self.performer.next_feed().unwrap_or(until);
+        until.min(feed).min(self.service.next().unwrap_or(until))
+    }
+
+    /// Whatever is due by now.
+    fn wake(&mut self) {
+        self.service.alive();
+        self.performer.feed_watchdog();
+        let now = self.now();
+        let due = |t: Option<Boottime>| t.is_some_and(|t| t <= now.boot);
+        if due(self.machine.next_wake()) {
+            self.event(Event::Tick);
+        }
+        for i in 0..self.features.len() {
+            if due(self.features[i].next_wake()) {
+                self.feature(i, |feature, context| feature.on_wake(context));
+            }
+        }
+    }
+
+    // --- events in, actions out -------------------------------------------------------------------------------
+
+    /// One event, and everything that follows from it at once.
+    fn event(&mut self, event: Event) {
+        let now = self.now();
+        self.machine.note_wall(self.performer.wall());
+        let was_ready = self.machine.ready();
+        let actions = self.machine.step(event, now);
+        self.carry_out(actions);
+        // The end of an update makes room for the next job.
+        if !was_ready && self.machine.ready() {
+            self.tell_features(&Done::AskCloud);
+        }
+    }
+
+    /// Actions in order. The first that fails ends the list; `Continue` takes the next step.
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        let mut lists = VecDeque::from([actions]);
+        while let Some(actions) = lists.pop_front() {
+            for action in actions {
+                let event = match self.perform(&action) {
+                    Ok(()) if action == Action::Continue => Event::Continue,
+                    Ok(()) => continue,
+                    Err(why) => {
+                        tracing::warn!("{action:?}: {why}");
+                        Event::Failed(Box::new(action), why)
+                    }
+                };
+                let now = self.now();
+                lists.push_front(self.machine.step(event, now));
+                break;
+            }
+        }
+        let status = self.machine.phase();
+        self.service.status(status);
+    }
+
+    /// What needs the loop is done here, everything else by the performer.
+    fn perform(&mut self, action: &Action) -> Result<(), String> {
+        match action {
+            Action::Report => self.tell_features(&Done::Report),
+            Action::Flush => self.tell_features(&Done::Flush),
+            Action::AskCloud => self.tell_features(&Done::AskCloud),
+            Action::Answer(answer) => self.answer(answer),
+            Action::Settled => {
+                if let Err(why) = self.performer.settled(&self.machine) {
+                    tracing::warn!("the dead-man cannot be told that this boot is settled: {why}");
+                }
+                self.service.ready();
+            }
+            Action::Reboot => {
+                self.performer.perform(action, &self.machine)?;
+                self.rebooting = true;
+            }
+            Action::Fetch { .. } => {
+                self.session_while_fetching(Outbound::Disconnect);
+                self.performer.perform(action, &self.machine)?;
+            }
+            other => self.performer.perform(other, &self.machine)?,
+        }
+        Ok(())
+    }
+
+    // --- features ---------------------------------------------------------------------------------------------
+
+    fn tell_features(&mut self, done: &Done) {
+        for i in 0..self.features.len() {
+            self.feature(i, |feature, context| feature.on_done(context, done));
+        }
+    }
+
+    /// One call of one feature, then what it asked for.
+    fn feature(&mut self, i: usize, call: impl FnOnce(&mut dyn Feature, &mut Context<'_>)) {
+        let now = self.now();
+        let mut context =
+            Context { machine: &self.machine, now, publish: vec![], events: vec![], programs: vec![] };
+        call(self.features[i].as_mut(), &mut context);
+        let Context { publish, events, programs, .. } = context;
+        for (topic, payload) in publish {
+            if let Some(link) = &self.link {
+                let _ = link.ends.outbound.send(Outbound::Publish { topic, payload: payload.into() });
+            }
+        }
+        for Program { name, argv, stdin } in programs {
+            self.performer.run_program(name, argv, stdin);
+        }
+        for event in events {
+            if event == Event::Cloud(Cloud::Accepted) {
+                self.session.answered(self.performer.wall());
+            }
+            let fresh = matches!(event, Event::Cloud(Cloud::Alive(_)));
+            self.event(event);
+            if fresh {
+                self.renew();
+            }
+        }
+    }
+
+    fn inbound(&mut self, inbound: Inbound) {
+        match inbound {
+            Inbound::Up => {
+                tracing::info!("connected to the cloud");
+                self.session.up();
+                for i in 0..self.features.len() {
+                    self.feature(i, |feature, context| feature.on_session(context, true));
+                }
+            }
+            Inbound::Down { reason } => {
+                self.session.down(reason);
+                for i in 0..self.features.len() {
+                    self.feature(i, |feature, context| feature.on_session(context, false));
+                }
+            }
+            Inbound::Refused { topic, advice } => {
+                tracing::error!("{topic} is refused by the broker: {advice}")
+            }
+            Inbound::Message { topic, payload } => {
+                for i in 0..self.features.len() {
+                    self.feature(i, |feature, context| feature.on_message(context, &topic, &payload));
+                }
+            }
+        }
+    }
+
+    /// `--disconnect-mqtt`: no session while an image is fetched.
+    fn session_while_fetching(&self, order: Outbound) {
+        if let Some(link) = self.link.as_ref().filter(|l| l.leave_while_fetching) {
+            let _ = link.ends.outbound.send(order);
+        }
+    }
+
+    // --- threads ----------------------------------------------------------------------------------------------
+
+    fn work(&mut self, work: Work) {
+        match work {
+            Work::Event(event) => {
+                if let Event::Progress { done, total } = *event {
+                    self.show_progress(done, total);
+                }
+                if matches!(*event, Event::Written(_) | Event::FetchEnded(_)) {
+                    self.renewal = None;
+                    self.session_while_fetching(Outbound::Reconnect);
+                }
+                self.event(*event);
+            }
+            Work::Checkpoint(checkpoint, reply) => {
+                self.event(Event::Checkpoint(checkpoint));
+                // The thread goes on in any case: a save that failed has ended the update, which stops it.
+                let _ = reply.send(());
+            }
+            Work::Renew(renewal) => {
+                let job = self.machine.record().state.update().map(|u| &u.origin);
+                if matches!(job, Some(Origin::Job { .. })) && self.link.is_some() {
+                    self.renewal = Some(renewal);
+                    self.session_while_fetching(Outbound::Reconnect);
+                    self.tell_features(&Done::Renew);
+                } else {
+                    renewal.refuse("the server refuses it, and there is no job to ask for a fresh URL");
+                }
+            }
+            Work::Refused(why) => self.answer(&Err(why)),
+            Work::Program(name, result) => self.tell_features(&Done::Program(name, result)),
+        }
+    }
+
+    /// Fresh URLs came: the download that waits for one goes on with it.
+    fn renew(&mut self) {
+        let Some(renewal) = self.renewal.take() else { return };
+        let images = self.machine.record().state.update().map(|u| u.images.as_slice()).unwrap_or_default();
+        match images.iter().find(|i| i.slot == renewal.slot) {
+            Some(image) => renewal.answer(image.source.clone()),
+            None => renewal.refuse("the update is over"),
+        }
+        self.session_while_fetching(Outbound::Disconnect);
+    }
+
+    fn show_progress(&self, done: u64, total: Option<u64>) {
+        if let Some(asker) = &self.asker {
+            asker.progress(Progress { phase: self.machine.phase().to_owned(), done, total });
+        }
+    }
+}
+
+async fn next_inbound(link: &mut Option<Link>) -> Inbound {
+    match link {
+        Some(link) => match link.ends.inbound.recv().await {
+            Some(inbound) => inbound,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,389 @@
+//! What an action does to the machine: one arm each.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use otandem_boot::BootControl;
+use otandem_core::boot::SetId;
+use otandem_core::image::{Checkpoint, Sha256};
+use otandem_core::machine::{Action, Event, Hook, HookAnswer, Machine};
+use otandem_core::update::Outcome;
+use otandem_device::install;
+use otandem_device::run::{self, Spec, Stop};
+use otandem_device::state::{RecordStore, atomic_write};
+use tokio::sync::mpsc;
+
+use super::checks::{self, Environment, Runner};
+use super::install::{Terms, Work, Worker};
+use crate::config::{Settings, UpdateSettings};
+use crate::fetch::HttpConfig;
+
+/// Room that each head of an image takes in the state directory, in bytes.
+const HEAD_ROOM: u64 = 1 << 20;
+/// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
+const FEED_EVERY: Duration = Duration::from_secs(5);
+/// A reboot command that does not come back is ended after this.
+const REBOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// Carries actions out.
+pub struct Performer {
+    settings: Settings,
+    store: Option<RecordStore>,
+    boot: Option<Box<dyn BootControl>>,
+    http: Result<HttpConfig, String>,
+    /// Why no image may be written on this device, whatever it is.
+    refusal: Option<String>,
+    no_digest: install::NoDigest,
+    worker: Option<Worker>,
+    health: Option<Runner>,
+    hook: Option<Runner>,
+    programs: Vec<Runner>,
+    watchdog: Option<File>,
+    tell: mpsc::UnboundedSender<Work>,
+    works: mpsc::UnboundedReceiver<Work>,
+}
+
+impl Performer {
+    pub(super) fn new(
+        settings: Settings,
+        store: Option<RecordStore>,
+        boot: Option<Box<dyn BootControl>>,
+        http: Result<HttpConfig, String>,
+        refusal: Option<String>,
+    ) -> Self {
+        let (tell, works) = mpsc::unbounded_channel();
+        Self {
+            settings,
+            store,
+            boot,
+            http,
+            refusal,
+            no_digest: install::NoDigest::Refuse,
+            worker: None,
+            health: None,
+            hook: None,
+            programs: vec![],
+            watchdog: None,
+            tell,
+            works,
+        }
+    }
+
+    /// Whether a person said in so many words that the next image needs no digest.
+    pub(super) const fn no_digest(&mut self, allowed: bool) {
+        self.no_digest = if allowed { install::NoDigest::Allow } else { install::NoDigest::Refuse };
+    }
+
+    /// Why no image may be written on this device, whatever it is.
+    pub(super) fn refusal(&self) -> Option<&str> {
+        self.refusal.as_deref()
+    }
+
+    /// `update.require-cloud` for local installs; they need no cloud unless told so.
+    pub(super) fn local_require_cloud(&self) -> bool {
+        self.updates().is_ok_and(|u| u.require_cloud == Some(true)) && self.settings.cloud.on().is_some()
+    }
+
+    /// The next thing that a thread tells.
+    pub(super) async fn next_work(&mut self) -> Work {
+        match self.works.recv().await {
+            Some(work) => work,
+            // We hold a sender ourselves.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn updates(&self) -> Result<&UpdateSettings, String> {
+        self.settings.updates.as_ref().map_err(|finding| format!("configuration: {}", finding.problem))
+    }
+
+    fn boot(&mut self) -> Result<&mut dyn BootControl, String> {
+        match &mut self.boot {
+            Some(boot) => Ok(boot.as_mut()),
+            None => Err("no bootloader is configured: see [bootloader]".into()),
+        }
+    }
+
+    /// One effect. `machine` has the record as it is to be saved.
+    pub(super) fn perform(&mut self, action: &Action, machine: &Machine) -> Result<(), String> {
+        match action {
+            Action::Save => self.save(machine),
+            Action::MarkBad(set) => self.boot()?.mark_bad(*set).map_err(|e| e.to_string()),
+            Action::Arm(set) => self.boot()?.arm(*set).map_err(|e| e.to_string()),
+            Action::Keep(set) => self.boot()?.keep(*set).map_err(|e| e.to_string()),
+            // Leaving a set that runs is "this one bad" to the bootloader; taking an arming back is its own verb.
+            Action::Disarm(set) if machine.booted() == Some(*set) => {
+                self.boot()?.mark_bad(*set).map_err(|e| e.to_string())
+            }
+            Action::Disarm(set) => self.boot()?.disarm(*set).map_err(|e| e.to_string()),
+            Action::Confirm(set) => self.boot()?.confirm(*set).map_err(|e| e.to_string()),
+            Action::Reboot => self.reboot(),
+            Action::Fetch { resume } => {
+                if let Err(why) = self.fetch(machine, resume.clone()) {
+                    self.tell(Event::FetchEnded(Outcome::failed(why)));
+                }
+                Ok(())
+            }
+            Action::Write => {
+                if let Some(worker) = &self.worker {
+                    worker.write();
+                }
+                Ok(())
+            }
+            Action::StopFetch => {
+                self.stop_fetch();
+                self.discard(machine);
+                Ok(())
+            }
+            Action::CheckHealth => {
+                self.check_health(machine);
+                Ok(())
+            }
+            Action::StopHealth => {
+                self.health.take().into_iter().for_each(Runner::stop);
+                Ok(())
+            }
+            Action::RunHook(hook) => {
+                self.run_hook(*hook, machine);
+                Ok(())
+            }
+            Action::Say(text) => {
+                tracing::warn!("{text}");
+                Ok(())
+            }
+            Action::Settled
+            | Action::Report
+            | Action::Flush
+            | Action::AskCloud
+            | Action::Answer(_)
+            | Action::Continue => Ok(()),
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        let _ = self.tell.send(Work::Event(Box::new(event)));
+    }
+
+    fn save(&mut self, machine: &Machine) -> Result<(), String> {
+        let bytes = machine.record().encode().map_err(|e| e.to_string())?;
+        match &mut self.store {
+            Some(store) => store.save(&bytes).map_err(|e| e.to_string()),
+            None => Err("there is no state directory to save in".into()),
+        }
+    }
+
+    fn reboot(&mut self) -> Result<(), String> {
+        let command = self.updates()?.reboot_command.clone();
+        tracing::info!("rebooting");
+        let stop = Stop::new().map_err(|e| e.to_string())?;
+        let mut spec = Spec::new(command);
+        spec.time_limit = Some(REBOOT_LIMIT);
+        let outcome = run::run(spec, &stop).map_err(|e| e.to_string())?;
+        if outcome.success() {
+            Ok(())
+        } else {
+            Err(format!("the reboot command ended with {:?}", outcome.end))
+        }
+    }
+
+    // --- images -----------------------------------------------------------------------------------------------
+
+    fn fetch(&mut self, machine: &Machine, resume: Option<Checkpoint>) -> Result<(), String> {
+        self.stop_fetch();
+        if let Some(why) = &self.refusal {
+            return Err(why.clone());
+        }
+        let update = machine.record().state.update().ok_or("no update is under way")?;
+        let images = update.images.clone();
+        let heads = HEAD_ROOM.saturating_mul(u64::try_from(images.len()).unwrap_or(u64::MAX));
+        let terms = self.terms(update.target, update.from)?;
+        match &mut self.store {
+            Some(store) => store.probe_writable(heads).map_err(|e| format!("no state space: {e}"))?,
+            None => return Err("there is no state directory".into()),
+        }
+        for image in &images {
+            tracing::info!("slot {} of set {}: {}", image.slot, update.target, image.source_for_log());
+        }
+        let worker = Worker::start(terms, images, resume, self.tell.clone()).map_err(|e| e.to_string())?;
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    fn terms(&self, target: SetId, from: SetId) -> Result<Terms, String> {
+        let updates = self.updates()?;
+        Ok(Terms {
+            targets: updates.set(target).slots.clone(),
+            forbidden: updates.set(from).slots.values().cloned().collect(),
+            boots_first: Some(updates.boots_first.clone()),
+            state_dir: self.settings.state_dir.clone(),
+            limits: install::Limits {
+                zstd_window: updates.zstd_window,
+                xz_memory: updates.xz_memory,
+                rate: updates.rate_limit,
+                checkpoint_bytes: updates.checkpoint_bytes,
+                checkpoint_every: updates.checkpoint_interval,
+            },
+            read_back: if updates.read_back {
+                install::ReadBack::Always
+            } else {
+                install::ReadBack::WhereDue
+            },
+            other_disk: if updates.allow_other_disk {
+                install::OtherDisk::Allow
+            } else {
+                install::OtherDisk::Refuse
+            },
+            no_digest: self.no_digest,
+            http: self.http.clone(),
+        })
+    }
+
+    fn stop_fetch(&mut self) {
+        self.worker.take().into_iter().for_each(Worker::stop);
+    }
+
+    /// What an update that is given up had begun.
+    fn discard(&self, machine: &Machine) {
+        let Some(running) = machine.booted() else { return };
+        let Ok(updates) = self.updates() else { return };
+        let targets = &updates.set(running.other()).slots;
+        if let Err(e) = install::discard(&self.settings.state_dir, targets) {
+            tracing::warn!("what the update had begun is not removed: {e}");
+        }
+    }
+
+    // --- scripts ----------------------------------------------------------------------------------------------
+
+    fn check_health(&mut self, machine: &Machine) {
+        if self.health.as_ref().is_some_and(|h| !h.is_over()) {
+            return;
+        }
+        let started = self
+            .updates()
+            .map(|u| (u.health_dir.clone(), u.health_check_timeout))
+            .and_then(|(dir, limit)| checks::health(dir, limit, environment(machine), self.tell.clone()));
+        match started {
+            Ok(runner) => self.health = Some(runner),
+            Err(why) => self.tell(Event::Health(otandem_core::machine::Health::NotYet(why))),
+        }
+    }
+
+    fn run_hook(&mut self, hook: Hook, machine: &Machine) {
+        let started =
+            self.updates().map(|u| (u.hook_dir.clone(), u.hook_timeout)).and_then(|(dir, limit)| {
+                checks::hook(hook, &dir, limit, environment(machine), self.tell.clone())
+            });
+        match started {
+            Ok(runner) => self.hook = Some(runner),
+            Err(why) => self.tell(Event::Hook(hook, HookAnswer::Failed(why))),
+        }
+    }
+
+    /// Reads a slot whole and answers as [`Event::User`], or refuses.
+    pub(super) fn verify(
+        &self,
+        set: SetId,
+        slot: String,
+        path: PathBuf,
+        wanted: Sha256,
+    ) -> Result<(), String> {
+        checks::verify(set, slot, path, wanted, self.wall(), self.tell.clone())
+    }
+
+    /// Runs a program of a feature.
+    pub(super) fn run_program(&mut self, name: String, argv: Vec<String>, stdin: Vec<u8>) {
+        match checks::program(name.clone(), argv, stdin, vec![], self.tell.clone()) {
+            Ok(runner) => self.programs.push(runner),
+            Err(why) => {
+                let _ = self.tell.send(Work::Program(name, Err(why)));
+            }
+        }
+    }
+
+    // --- settled, watchdog, time ------------------------------------------------------------------------------
+
+    /// The file that tells the dead-man that nothing is open about this boot.
+    fn settled_file(&self) -> PathBuf {
+        self.settings.run_dir.join("settled")
+    }
+
+    /// Nothing is settled yet: a file from before would lie.
+    pub(super) fn unsettle(&self) {
+        let _ = std::fs::remove_file(self.settled_file());
+    }
+
+    pub(super) fn settled(&mut self, machine: &Machine) -> Result<(), String> {
+        if let Some(mut watchdog) = self.watchdog.take() {
+            // The magic close: whoever feeds it in ordinary operation takes over.
+            let _ = watchdog.write_all(b"V");
+        }
+        let _ = std::fs::create_dir_all(&self.settings.run_dir);
+        let set = machine.booted().map_or("unknown", SetId::name);
+        atomic_write(&self.settled_file(), format!("{set}\n").as_bytes(), 0o644).map_err(|e| e.to_string())
+    }
+
+    /// In a trial only this loop feeds the hardware watchdog.
+    pub(super) fn take_watchdog(&mut self) {
+        let Some(path) = self.updates().ok().and_then(|u| u.watchdog.clone()) else { return };
+        match File::options().write(true).open(&path) {
+            Ok(file) => self.watchdog = Some(file),
+            Err(e) => tracing::warn!("{}: {e}: the trial runs without a hardware watchdog", path.display()),
+        }
+    }
+
+    pub(super) fn feed_watchdog(&mut self) {
+        if let Some(watchdog) = &mut self.watchdog
+            && let Err(e) = watchdog.write_all(b"\0")
+        {
+            tracing::warn!("the hardware watchdog does not take its food: {e}");
+        }
+    }
+
+    pub(super) fn next_feed(&self) -> Option<Duration> {
+        self.watchdog.as_ref().map(|_| FEED_EVERY)
+    }
+
+    /// Seconds since 1970, as far as the clock can be believed.
+    #[allow(clippy::unused_self)] // the clock is the performer's like everything of the machine
+    pub(super) fn wall(&self) -> u64 {
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    }
+
+    /// Local time of the day in minutes.
+    #[allow(clippy::unused_self)]
+    pub(super) fn minute_of_day(&self) -> u16 {
+        otandem_device::machine::local_minute()
+    }
+
+    /// Threads and programs are ended; nothing is discarded, so that the next start goes on.
+    pub(super) fn stop(&mut self) {
+        self.stop_fetch();
+        self.health
+            .take()
+            .into_iter()
+            .chain(self.hook.take())
+            .chain(self.programs.drain(..))
+            .for_each(Runner::stop);
+    }
+}
+
+/// What scripts are told.
+fn environment(machine: &Machine) -> Environment {
+    let mut env: Environment = vec![];
+    let mut put = |name: &str, value: String| env.push((name.into(), value.into()));
+    put("OTANDEM_PHASE", machine.phase().to_owned());
+    if let Some(set) = machine.booted() {
+        put("OTANDEM_SET", set.to_string());
+    }
+    if let Some(update) = machine.record().state.update() {
+        put("OTANDEM_TARGET", update.target.to_string());
+        put("OTANDEM_VERSION", update.version.clone().unwrap_or_default());
+        if let Some(key) = update.origin.job() {
+            put("OTANDEM_JOB_ID", key.job.clone());
+            put("OTANDEM_THING_NAME", key.thing.clone());
+        }
+    }
+    env
+}

@@ -1,0 +1,174 @@
+//! What a start finds: the state directory with its record, the bootloader, and what the slots begin with.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use otandem_boot::BootControl;
+use otandem_core::boot::SetId;
+use otandem_core::jobs::Identity;
+use otandem_core::machine::{Action, Evidence, Machine, Now, Rules};
+use otandem_core::record::Record;
+use otandem_device::machine::now as boottime;
+use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_write, shared_with_root};
+
+use super::perform::Performer;
+use crate::config::{Settings, UpdateSettings};
+use crate::features;
+use crate::fetch::HttpConfig;
+
+/// Bytes at the beginning of a slot that are zero while it is being written.
+const HEAD: usize = 1 << 20;
+
+/// What the start gave.
+pub struct Opened {
+    /// The machine, its first step taken.
+    pub machine: Machine,
+    /// What that step wants done.
+    pub first: Vec<Action>,
+    /// Carries it out.
+    pub performer: Performer,
+}
+
+/// The state directory cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another otandem has it.
+    #[error("{0}")]
+    Locked(String),
+}
+
+/// Opens everything. Only a lock that somebody else holds is an error: whatever else is missing or broken, the agent
+/// starts, touches nothing that it does not understand, and says so.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn open(
+    settings: &Settings,
+    http: Result<HttpConfig, String>,
+    identity: Option<&Identity>,
+) -> Result<Opened, OpenError> {
+    let (store, mut record, mut refusal) = state(settings)?;
+    if let (Some(record), Some(me)) = (&mut record, identity)
+        && record.disown(&me.endpoint, &me.thing)
+    {
+        tracing::warn!("the record was of another thing or endpoint: its jobs are set aside");
+    }
+    let now = Now { boot: boottime(), minute: otandem_device::machine::local_minute() };
+    let (boot, evidence, rules) = match &settings.updates {
+        Ok(updates) => {
+            refusal = refusal.or_else(|| not_shared(settings, updates));
+            let (boot, facts) = bootloader(updates);
+            let heads = SetId::BOTH.map(|set| updates.set(set).slots.values().all(|path| begins(path)));
+            (boot, Evidence { facts, heads }, rules(updates))
+        }
+        Err(finding) => {
+            let facts = Err(format!("the configuration has a mistake: {finding}"));
+            (None, Evidence { facts, heads: [false; 2] }, no_rules())
+        }
+    };
+    let (machine, first) = Machine::start(record, evidence, rules, now);
+    let performer = Performer::new(settings.clone(), store, boot, http, refusal);
+    Ok(Opened { machine, first, performer })
+}
+
+type State = (Option<RecordStore>, Option<Record>, Option<String>);
+
+fn state(settings: &Settings) -> Result<State, OpenError> {
+    let opened = StateDir::open(&settings.state_dir).and_then(|dir| {
+        let lock: Lock = dir.lock()?;
+        RecordStore::open(&dir, &lock)
+    });
+    match opened {
+        Ok((store, loaded)) => {
+            loaded.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            let record = loaded.payload.and_then(|bytes| match Record::decode(&bytes) {
+                Ok(record) => Some(record),
+                Err(e) => {
+                    let aside = settings.state_dir.join("record.bad");
+                    tracing::error!("{e}: taken as lost, kept as {}", aside.display());
+                    let _ = atomic_write(&aside, &bytes, 0o600);
+                    None
+                }
+            });
+            Ok((Some(store), record, None))
+        }
+        Err(e @ StateError::Locked { .. }) => Err(OpenError::Locked(e.to_string())),
+        Err(e) => {
+            tracing::error!("the state directory is not usable: {e}");
+            Ok((None, None, Some(format!("the state directory is not usable: {e}"))))
+        }
+    }
+}
+
+/// UPDATE-RULES 4.3: a record that only one set sees cannot say to the other what happened.
+fn not_shared(settings: &Settings, updates: &UpdateSettings) -> Option<String> {
+    if !updates.state_shared {
+        return None;
+    }
+    let slots: Vec<_> =
+        SetId::BOTH.iter().flat_map(|set| updates.set(*set).slots.values().cloned()).collect();
+    match shared_with_root(&settings.state_dir, &slots) {
+        Ok(None) => None,
+        Ok(Some(why)) => Some(format!(
+            "the state directory {} is not shared by both sets: {why}; put it on a partition of its own, or set \
+             update.state-shared = false",
+            settings.state_dir.display()
+        )),
+        Err(e) => Some(format!("where the state directory lies is not known: {e}")),
+    }
+}
+
+type Boot = (Option<Box<dyn BootControl>>, Result<otandem_core::boot::Facts, String>);
+
+fn bootloader(updates: &UpdateSettings) -> Boot {
+    match features::boot_control(updates) {
+        Ok(mut boot) => {
+            let facts = boot.facts().map_err(|e| e.to_string());
+            (Some(boot), facts)
+        }
+        Err(why) => (None, Err(why)),
+    }
+}
+
+fn rules(updates: &UpdateSettings) -> Rules {
+    Rules {
+        health_timeout: updates.health_timeout,
+        cloud_timeout: updates.cloud_timeout,
+        retry_interval: updates.retry_interval,
+        defer_limit: updates.defer_limit,
+        reboot_window: updates.reboot_window,
+        record_shared: updates.state_shared,
+        reboot_reserve: updates.reboot_reserve,
+        slots: updates.a.slots.keys().cloned().collect(),
+    }
+}
+
+/// For a machine that may touch nothing.
+fn no_rules() -> Rules {
+    Rules {
+        health_timeout: std::time::Duration::MAX,
+        cloud_timeout: std::time::Duration::MAX,
+        retry_interval: std::time::Duration::MAX,
+        defer_limit: std::time::Duration::MAX,
+        reboot_window: None,
+        record_shared: false,
+        reboot_reserve: std::time::Duration::ZERO,
+        slots: vec![],
+    }
+}
+
+/// The slot begins with something other than zeros.
+fn begins(path: &Path) -> bool {
+    let mut buffer = vec![0; 64 * 1024];
+    let Ok(mut file) = File::open(path) else { return false };
+    let mut seen = 0;
+    while seen < HEAD {
+        match file.read(&mut buffer) {
+            Ok(0) | Err(_) => return false,
+            Ok(n) if buffer[..n].iter().any(|b| *b != 0) => return true,
+            Ok(n) => seen += n,
+        }
+    }
+    false
+}

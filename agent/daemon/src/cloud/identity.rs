@@ -1,0 +1,74 @@
+//! Who this device is, what time it may believe, and how it downloads.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use otandem_core::jobs::Identity;
+use otandem_device::cert;
+
+use super::tls::{self, Clock};
+use crate::config::{CloudSettings, Settings, ThingName};
+use crate::fetch::HttpConfig;
+
+/// First and longest wait between two attempts to connect or to download.
+pub const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// Seconds since 1970 when this program was built: no clock is right that shows less.
+#[must_use]
+pub fn built() -> u64 {
+    option_env!("OTANDEM_BUILT").and_then(|s| s.parse().ok()).unwrap_or(0)
+}
+
+/// The clock for certificates: not below the build time, nor below the last time that was saved.
+#[must_use]
+pub fn clock(last_saved: u64) -> Arc<Clock> {
+    Clock::new(built().max(last_saved))
+}
+
+/// Who this device is to its cloud.
+///
+/// # Errors
+/// One line: the file with the name is not there, or holds no thing name.
+pub fn identity(cloud: &CloudSettings, settings: &Settings) -> Result<Identity, String> {
+    let thing = match &cloud.thing {
+        ThingName::Name(name) => name.clone(),
+        ThingName::File(path) => {
+            let text = std::fs::read_to_string(path)
+                .map_err(|e| format!("cloud.thing-name-file {}: {e}", path.display()))?;
+            text.lines().next().unwrap_or_default().trim().to_owned()
+        }
+    };
+    if !crate::config::settings::is_thing_name(&thing) {
+        return Err(format!("{thing:?} is not a thing name: use 1 to 128 letters, digits, ':', '_' and '-'"));
+    }
+    let minutes = settings.jobs.on().and_then(|j| j.step_timeout).map(|t| t.as_secs().div_ceil(60));
+    let step_timeout = minutes.and_then(|m| u32::try_from(m).ok());
+    Ok(Identity { endpoint: cloud.endpoint.clone(), thing, step_timeout })
+}
+
+/// How downloads are made.
+///
+/// # Errors
+/// One line: a configured CA cannot be read, the network settings have a mistake. Nothing is downloaded then.
+pub fn downloads(settings: &Settings, clock: &Arc<Clock>) -> Result<HttpConfig, String> {
+    let updates = settings.updates.as_ref().map_err(ToString::to_string)?;
+    let network = settings.network.as_ref().map_err(ToString::to_string)?;
+    let roots = match &updates.ca {
+        Some(path) => cert::load_roots(path).map_err(|e| e.to_string())?,
+        // A device that only ever downloads over http has no roots, and needs none.
+        None => tls::system_roots().unwrap_or_else(|e| {
+            tracing::info!("no https downloads: {e}");
+            rustls::RootCertStore::empty()
+        }),
+    };
+    Ok(HttpConfig {
+        tls: tls::downloads(roots, Arc::clone(clock)).map_err(|e| e.to_string())?,
+        clock: Arc::clone(clock),
+        proxy: network.proxy.clone(),
+        connect_timeout: network.connect_timeout,
+        read_timeout: network.read_timeout,
+        download_timeout: updates.download_timeout,
+        retry_first: RETRY.0,
+        retry_most: RETRY.1,
+    })
+}

@@ -1,0 +1,231 @@
+//! `otandem run`, and the same agent for the time of `fota handle`.
+
+use std::path::PathBuf;
+
+use otandem_core::boot::SetId;
+use otandem_core::jobs::Identity;
+use otandem_core::jobs::intake::JobRules;
+use otandem_core::plan::Layout;
+use otandem_core::update::Then;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use super::ask::{self, Asked};
+use crate::agent::{Agent, Ended, Link, OpenError, Parts, Service, Until, open};
+use crate::cloud::identity;
+use crate::config::{Feature as Switch, Finding, IfMissing, Settings, UpdateSettings};
+use crate::control::{FotaCall, FotaRequest, Request, Server};
+use crate::exit::Exit;
+use crate::features;
+
+/// Requests that wait for the loop.
+const CALLS: usize = 8;
+
+/// How the session is used in one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionUse {
+    /// Leave the broker while an image is fetched.
+    pub leave_while_fetching: bool,
+    /// How far a job goes by itself.
+    pub then: Then,
+    /// Gets every other job.
+    pub callback: Option<PathBuf>,
+}
+
+impl SessionUse {
+    /// The daemon keeps its session and reboots by itself.
+    const DAEMON: Self = Self { leave_while_fetching: false, then: Then::Reboot, callback: None };
+}
+
+/// `otandem fota handle`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handling {
+    /// One document in place of the cloud's jobs.
+    pub document: Option<String>,
+    /// Ask for jobs although nothing is known to wait.
+    pub force: bool,
+    /// Leave the broker while an image is fetched.
+    pub disconnect_mqtt: bool,
+    /// Reboot when it is due.
+    pub auto_reset: bool,
+    /// Gets the document of every other job on its standard input.
+    pub job_callback: Option<PathBuf>,
+}
+
+/// One thread is enough: everything slow has a thread of its own.
+pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+/// Everything that an agent is put together from. `session` = `None`: without the cloud.
+pub(super) fn parts(
+    settings: &Settings,
+    session: Option<SessionUse>,
+    service: Service,
+) -> Result<Parts, OpenError> {
+    let cloud = settings.cloud.on().zip(settings.network.as_ref().ok());
+    let me = cloud.and_then(|(cloud, _)| match identity::identity(cloud, settings) {
+        Ok(me) => Some(me),
+        Err(why) => {
+            tracing::error!("no cloud session: {why}");
+            None
+        }
+    });
+    let clock = identity::clock(0);
+    let http = identity::downloads(settings, &clock);
+    let opened = open(settings, http, me.as_ref())?;
+    clock.raise(opened.machine.record().wall);
+    let then = session.as_ref().map_or(Then::Reboot, |s| s.then);
+    let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
+    let (mut features, mut link) = (vec![], None);
+    if let (Some((cloud, network)), Some(me), Some(session)) = (cloud, me, session) {
+        let callback = session.callback.map(|p| p.to_string_lossy().into_owned());
+        features = cloud_features(settings, &me, rules.clone(), callback);
+        let topics = features.iter().flat_map(|f| f.topics()).collect();
+        let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
+        link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching });
+    }
+    Ok(Parts { opened, features, link, service, rules })
+}
+
+fn cloud_features(
+    settings: &Settings,
+    me: &Identity,
+    rules: Option<JobRules>,
+    callback: Option<String>,
+) -> Vec<Box<dyn crate::feature::Feature>> {
+    if !matches!(settings.jobs, Switch::On(_)) {
+        tracing::warn!("jobs are off");
+        return vec![];
+    }
+    // With a mistake in the update tables each firmware job is refused with that as its reason.
+    features::cloud(me.clone(), rules.unwrap_or_else(no_rules), callback)
+}
+
+fn no_rules() -> JobRules {
+    JobRules { layout: Layout::default(), compatible: None, require_cloud: true, then: Then::Reboot }
+}
+
+fn job_rules(updates: &UpdateSettings, then: Then, cloud: bool) -> JobRules {
+    let paths = |set: SetId| {
+        let slots = updates.set(set).slots.iter();
+        slots.map(|(name, path)| (name.clone(), path.to_string_lossy().into_owned())).collect()
+    };
+    let copied = |(slot, what): (&String, &IfMissing)| matches!(what, IfMissing::Copy).then(|| slot.clone());
+    JobRules {
+        layout: Layout {
+            index: [u64::from(updates.a.index), u64::from(updates.b.index)],
+            paths: [paths(SetId::A), paths(SetId::B)],
+            copy_if_missing: updates.if_missing.iter().filter_map(copied).collect(),
+        },
+        compatible: updates.compatible.clone(),
+        require_cloud: updates.require_cloud.unwrap_or(true) && cloud,
+        then,
+    }
+}
+
+/// The daemon.
+pub(super) fn run(settings: &Settings, findings: &[Finding]) -> Exit {
+    crate::log::init(&settings.log);
+    findings.iter().for_each(|finding| tracing::warn!("configuration: {finding}"));
+    match runtime() {
+        Ok(runtime) => runtime.block_on(serve(settings)),
+        Err(e) => super::complain(Exit::System, &e.to_string()),
+    }
+}
+
+async fn serve(settings: &Settings) -> Exit {
+    let parts = match parts(settings, Some(SessionUse::DAEMON), Service::from_env()) {
+        Ok(parts) => parts,
+        Err(e) => return super::complain(Exit::TempFail, &e.to_string()),
+    };
+    let (calls, inbox) = mpsc::channel(CALLS);
+    match Server::bind(&settings.control.socket, &settings.control.group) {
+        Ok(server) => drop(tokio::spawn(server.run(calls.clone()))),
+        // Updates are worth more than the socket.
+        Err(e) => tracing::error!("no control socket: {e}"),
+    }
+    let mut agent = Agent::new(parts);
+    let ended = agent.run(inbox, stop_signal(), Until::Stopped).await;
+    tracing::info!("stopping ({ended:?})");
+    agent.stop();
+    drop(calls);
+    Exit::Ok
+}
+
+/// Fires at SIGTERM or SIGINT.
+fn stop_signal() -> oneshot::Receiver<()> {
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(async move {
+        let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            // Without handlers the signals end the process by themselves.
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        let _ = stop.send(());
+    });
+    stopped
+}
+
+/// `fota handle`: settles what is pending, takes the next job, ends when nothing is under way or a reset is due.
+///
+/// # Errors
+/// Exit code and one line.
+pub fn handle(settings: &Settings, handling: Handling) -> Asked {
+    let request = |document: Option<String>| {
+        Request::Fota(FotaRequest {
+            call: FotaCall::Handle,
+            document,
+            force: handling.force,
+            auto_reset: handling.auto_reset,
+            job_callback: handling.job_callback.clone(),
+        })
+    };
+    if let Some(document) = handling.document.clone() {
+        let (exit, data) = ask::ask(settings, request(Some(document)))?;
+        let due = data.get("phase").is_some_and(|p| p == "armed") && !handling.auto_reset;
+        return Ok((if due { Exit::ResetDue } else { exit }, data));
+    }
+    if ask::connect(settings)?.is_some() {
+        return ask::ask(settings, request(None));
+    }
+    let then = if handling.auto_reset { Then::Reboot } else { Then::Arm };
+    let leave_while_fetching = handling.disconnect_mqtt;
+    let session = SessionUse { leave_while_fetching, then, callback: handling.job_callback.clone() };
+    let runtime = runtime().map_err(|e| (Exit::System, e.to_string()))?;
+    runtime.block_on(once(settings, session, handling.force))
+}
+
+/// The agent, until nothing is under way or a reset is due.
+async fn once(settings: &Settings, session: SessionUse, force: bool) -> Asked {
+    let parts = parts(settings, Some(session), Service::none()).map_err(|e| ask::open_error(&e))?;
+    if parts.link.is_none() {
+        return Err((Exit::Config, "no cloud is configured: see [cloud]".into()));
+    }
+    let record = parts.opened.machine.record();
+    if !force && record.state.update().is_none() && record.outbox.is_empty() {
+        let message = "nothing is pending here; --force asks the cloud for jobs";
+        return Ok((Exit::Ok, json!({ "message": message })));
+    }
+    let mut agent = Agent::new(parts);
+    let (_calls, inbox) = mpsc::channel(1);
+    let ended = agent.run(inbox, stop_signal(), Until::Quiet).await;
+    let message = match (&agent.machine().record().last, ended) {
+        (_, Ended::Rebooting) => "rebooting".to_owned(),
+        (_, Ended::ResetDue) => "a reset is due".to_owned(),
+        (Some(outcome), _) => outcome.reason().to_owned(),
+        (None, _) => "no job".to_owned(),
+    };
+    agent.stop();
+    let exit = match ended {
+        Ended::ResetDue => Exit::ResetDue,
+        Ended::Stopped => Exit::TempFail,
+        Ended::Done | Ended::Rebooting => Exit::Ok,
+    };
+    Ok((exit, json!({ "message": message })))
+}

@@ -1,0 +1,77 @@
+//! `otandem status`.
+
+use std::io::Write;
+
+use serde_json::Value;
+
+use super::{ask, complain, run};
+use crate::agent::{Agent, Service};
+use crate::cli::Status;
+use crate::config::Settings;
+use crate::control::Request;
+use crate::exit::Exit;
+
+/// Prints the status, of the daemon or as it lies on disk.
+pub fn status(settings: &Settings, how: &Status) -> Exit {
+    let status = match get(settings) {
+        Ok(status) => status,
+        Err((exit, why)) => return complain(exit, &why),
+    };
+    let mut out = std::io::stdout().lock();
+    let _ = if how.json { writeln!(out, "{status:#}") } else { text(&status, &mut out) };
+    let attention = status["attention"].as_array().is_some_and(|a| !a.is_empty());
+    if how.check && attention { Exit::Attention } else { Exit::Ok }
+}
+
+fn get(settings: &Settings) -> Result<Value, (Exit, String)> {
+    if ask::connect(settings)?.is_some() {
+        return Ok(ask::ask(settings, Request::Status)?.1);
+    }
+    // Only looks: the agent is put together and never run.
+    let runtime = run::runtime().map_err(|e| (Exit::System, e.to_string()))?;
+    let mut status = runtime.block_on(async {
+        let parts = run::parts(settings, None, Service::none()).map_err(|e| ask::open_error(&e))?;
+        Ok(Agent::new(parts).status())
+    })?;
+    if let Some(attention) = status["attention"].as_array_mut() {
+        attention.insert(0, "no daemon is running".into());
+    }
+    Ok(status)
+}
+
+fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
+    let word = |v: &Value| v.as_str().unwrap_or("unknown").to_owned();
+    writeln!(out, "booted:     set {}", word(&status["booted"]))?;
+    writeln!(out, "confirmed:  set {}", word(&status["confirmed"]))?;
+    for set in ["A", "B"] {
+        let state = word(&status["bootloader"][set]);
+        let first = status["bootloader"]["primary"] == set;
+        writeln!(out, "set {set}:      {state}{}", if first { ", boots first" } else { "" })?;
+        for (slot, held) in status["sets"][set].as_object().into_iter().flatten() {
+            let version = held["version"].as_str().unwrap_or("no version");
+            writeln!(out, "  {slot:<9} {version}, sha256 {}", word(&held["sha256"]))?;
+        }
+    }
+    writeln!(out, "phase:      {}", word(&status["phase"]))?;
+    if let Some(why) = status["waits-for"].as_str() {
+        writeln!(out, "waits for:  {why}")?;
+    }
+    if let Some(target) = status["update"]["target"].as_str() {
+        let percent = status["update"]["percent"].as_u64().map(|p| format!(", {p} %")).unwrap_or_default();
+        writeln!(out, "update:     into set {target}{percent}")?;
+    }
+    if let Some(reason) = status["last-outcome"]["reason"].as_str() {
+        writeln!(out, "last:       {}: {reason}", word(&status["last-outcome"]["outcome"]))?;
+    }
+    let cloud = &status["cloud"];
+    let session = match (cloud["configured"] == true, cloud["connected"] == true) {
+        (false, _) => "not configured",
+        (true, true) => "connected",
+        (true, false) => "not connected",
+    };
+    writeln!(out, "cloud:      {session}")?;
+    for line in status["attention"].as_array().into_iter().flatten() {
+        writeln!(out, "attention:  {}", word(line))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,270 @@
+//! Jobs: the glue between the session's topics, the jobs desk and the update machine.
+
+use std::collections::VecDeque;
+
+use otandem_core::fota;
+use otandem_core::jobs::intake::{Intake, JobRules, fresh_images, intake, time_left};
+use otandem_core::jobs::wire::{Details, Execution, detail, subscriptions};
+use otandem_core::jobs::{Desk, Identity, Output};
+use otandem_core::machine::{Cloud, Event, Machine};
+use otandem_core::record::State;
+use otandem_core::seal;
+use otandem_core::time::Boottime;
+use otandem_core::update::{JobKey, Outcome};
+
+use super::{Context, Done, Feature, Program};
+
+/// Firmware jobs for the update machine; other jobs for a callback program, where there is one.
+pub struct Jobs {
+    desk: Desk,
+    rules: JobRules,
+    /// Gets the document of every other job on its standard input.
+    callback: Option<String>,
+    /// The job that the callback has.
+    running: Option<JobKey>,
+    up: bool,
+    /// Asked for a job and has not heard yet.
+    asking: bool,
+}
+
+impl Jobs {
+    /// `seed` makes tokens and back-off of this run its own.
+    #[must_use]
+    pub fn new(identity: Identity, rules: JobRules, callback: Option<String>, seed: u64) -> Self {
+        let desk = Desk::new(identity, seed);
+        Self { desk, rules, callback, running: None, up: false, asking: false }
+    }
+
+    fn open_job(machine: &Machine) -> Option<JobKey> {
+        machine.record().state.update().and_then(|u| u.origin.open_job()).cloned()
+    }
+
+    /// Up to the reboot the job must live; from the trial on the device's facts win.
+    fn before_reboot(machine: &Machine) -> bool {
+        !matches!(
+            machine.record().state,
+            State::Trial { .. } | State::Confirming { .. } | State::RollingBack { .. }
+        )
+    }
+
+    fn report(&mut self, context: &mut Context<'_>) {
+        let Some(key) = Self::open_job(context.machine) else { return };
+        let armed = matches!(context.machine.record().state, State::Armed { .. });
+        let out = self.desk.report(key, details(context.machine), armed, context.now.boot);
+        self.take(context, out);
+    }
+
+    fn ask(&mut self, context: &mut Context<'_>) {
+        let now = context.now.boot;
+        let trial = matches!(context.machine.record().state, State::Trial { .. });
+        let out = match Self::open_job(context.machine) {
+            Some(key) if Self::before_reboot(context.machine) => {
+                self.desk.ask_alive(key, details(context.machine), now)
+            }
+            _ if trial || (context.machine.ready() && self.running.is_none()) => {
+                self.asking = true;
+                self.desk.ask_next(now)
+            }
+            _ => vec![],
+        };
+        self.take(context, out);
+    }
+
+    fn flush(&mut self, context: &mut Context<'_>) {
+        let out = self.desk.flush(context.machine.sendable(), context.now.boot);
+        self.take(context, out);
+    }
+
+    /// Carries out what the desk wants.
+    fn take(&mut self, context: &mut Context<'_>, outputs: Vec<Output>) {
+        let mut todo = VecDeque::from(outputs);
+        while let Some(output) = todo.pop_front() {
+            match output {
+                Output::Publish { topic, payload } => context.publish.push((topic, payload)),
+                Output::Accepted => {
+                    self.asking = false;
+                    context.events.push(Event::Cloud(Cloud::Accepted));
+                    let next = match todo.front() {
+                        Some(Output::Job(execution)) => Some(&execution.key),
+                        _ => None,
+                    };
+                    self.accepted(context, next.cloned().as_ref());
+                }
+                Output::Job(execution) => self.job(context, &execution),
+                Output::NextChanged(next) => self.hint(context, next.as_ref()),
+                Output::Alive(key, document) => self.alive(context, &key, document.as_ref()),
+                Output::Closed(key, why) => self.closed(context, &key, why),
+                Output::Acknowledged(key) => {
+                    context.events.push(Event::Cloud(Cloud::Acknowledged(key)));
+                }
+                Output::SealAcknowledged(key) if Self::open_job(context.machine) == Some(key.clone()) => {
+                    context.events.push(Event::Cloud(Cloud::SealAcknowledged));
+                }
+                Output::SealAcknowledged(_) => {}
+                Output::Warn(text) => tracing::warn!("{text}"),
+            }
+        }
+    }
+
+    /// In a trial start-next gives the job of the trial again: it is in progress, and those come first. Another one,
+    /// or none, means that the cloud ended ours.
+    fn accepted(&mut self, context: &mut Context<'_>, next: Option<&JobKey>) {
+        if let Some(ours) = Self::open_job(context.machine).filter(|ours| next != Some(ours)) {
+            self.closed(context, &ours, "start-next does not give it any more".into());
+        }
+    }
+
+    fn job(&mut self, context: &mut Context<'_>, execution: &Execution) {
+        let key = &execution.key;
+        let taken = intake(execution, context.machine, &self.rules);
+        match taken {
+            Intake::Event(event) => {
+                tracing::info!("{key}: taken");
+                context.events.push(*event);
+                self.tell_time(context, execution);
+            }
+            Intake::Known(key) => {
+                tracing::info!("{key}: ended here before, answering again");
+                // What is known of it goes out again, whatever is said here.
+                let outcome = Outcome::failed("ended on this device before");
+                context.events.push(Event::Refuse(key, outcome));
+            }
+            Intake::Ours => {
+                self.tell_time(context, execution);
+                self.alive(context, key, Some(&execution.document));
+            }
+            // It is in progress now, so that start-next gives it again, with fresh URLs, when we ask next.
+            Intake::Later => tracing::info!("{key}: waits until the device is ready"),
+            Intake::Other => self.other(context, execution),
+        }
+    }
+
+    fn tell_time(&self, context: &mut Context<'_>, execution: &Execution) {
+        context.events.extend(time_left(execution).map(|left| Event::Cloud(Cloud::TimeLeft(left))));
+    }
+
+    fn other(&mut self, context: &mut Context<'_>, execution: &Execution) {
+        let key = execution.key.clone();
+        let Some(program) = &self.callback else {
+            let reason = "no firmware job (operation is not \"fota\"), and nothing else is set up to take it";
+            context.events.push(Event::Refuse(key, Outcome::rejected(reason)));
+            return;
+        };
+        let argv = vec![program.clone()];
+        let stdin = execution.document.to_string().into_bytes();
+        context.programs.push(Program { name: format!("job {}", key.job), argv, stdin });
+        self.running = Some(key);
+    }
+
+    /// A hint to ask: for the next job, or whether ours was ended.
+    fn hint(&mut self, context: &mut Context<'_>, next: Option<&JobKey>) {
+        match Self::open_job(context.machine) {
+            Some(ours) if next != Some(&ours) && Self::before_reboot(context.machine) => self.ask(context),
+            Some(_) => {}
+            None if next.is_some() => self.ask(context),
+            None => {}
+        }
+    }
+
+    fn alive(&mut self, context: &mut Context<'_>, key: &JobKey, document: Option<&serde_json::Value>) {
+        let ours = context.machine.record().state.update().and_then(|u| u.origin.job()) == Some(key);
+        if !ours || !Self::before_reboot(context.machine) {
+            return;
+        }
+        let event = match document.filter(|d| fota::is_fota(d)) {
+            None => {
+                // No document in the answer: start-next has one.
+                let out = self.desk.ask_next(context.now.boot);
+                return self.take(context, out);
+            }
+            Some(document) => match fresh_images(document, context.machine, &self.rules) {
+                Ok(images) => Event::Cloud(Cloud::Alive(Some(images))),
+                Err(outcome) => Event::FetchEnded(outcome),
+            },
+        };
+        context.events.push(event);
+    }
+
+    fn closed(&mut self, context: &mut Context<'_>, key: &JobKey, why: String) {
+        if Self::open_job(context.machine).as_ref() == Some(key) {
+            context.events.push(Event::Cloud(Cloud::Closed(why)));
+        }
+    }
+}
+
+impl Feature for Jobs {
+    fn topics(&self) -> Vec<String> {
+        subscriptions(&self.desk.identity().thing)
+    }
+
+    fn on_session(&mut self, context: &mut Context<'_>, up: bool) {
+        self.up = up;
+        if !up {
+            self.desk.down();
+            return;
+        }
+        let out = self.desk.up(context.machine.sendable(), context.now.boot);
+        self.take(context, out);
+        self.ask(context);
+        if matches!(context.machine.record().state, State::Armed { .. }) {
+            self.report(context);
+        }
+    }
+
+    fn on_message(&mut self, context: &mut Context<'_>, topic: &str, payload: &[u8]) {
+        let out = self.desk.message(topic, payload, context.now.boot);
+        self.take(context, out);
+    }
+
+    fn on_wake(&mut self, context: &mut Context<'_>) {
+        let out = self.desk.tick(context.now.boot);
+        self.take(context, out);
+    }
+
+    fn next_wake(&self) -> Option<Boottime> {
+        self.desk.next_wake()
+    }
+
+    fn on_done(&mut self, context: &mut Context<'_>, done: &Done) {
+        match done {
+            Done::Report => self.report(context),
+            Done::Flush => self.flush(context),
+            Done::AskCloud | Done::Renew => self.ask(context),
+            Done::Program(name, result) => {
+                let Some(key) = self.running.take_if(|k| format!("job {}", k.job) == *name) else { return };
+                let outcome = match result {
+                    Ok(()) => Outcome::succeeded("done"),
+                    Err(why) => Outcome::failed(why.clone()),
+                };
+                context.events.push(Event::Refuse(key, outcome));
+            }
+        }
+    }
+
+    fn idle(&self) -> bool {
+        self.up && !self.asking && self.running.is_none() && self.desk.next_wake().is_none()
+    }
+}
+
+/// statusDetails of an update under way. An update replaces all of them, so this is all of them.
+fn details(machine: &Machine) -> Details {
+    let mut details = Details::new();
+    let mut put = |name: &str, value: String| {
+        details.insert(name.to_owned(), detail(&value));
+    };
+    put("phase", machine.phase().to_owned());
+    if let Some(seal) = machine.seal() {
+        put(seal::DETAIL, seal.to_string());
+        put("set", seal.target.to_string());
+    }
+    if let Some((bytes, _)) = machine.progress() {
+        put("bytes", bytes.to_string());
+    }
+    if let Some(percent) = machine.percent() {
+        put("percent", percent.to_string());
+    }
+    if let Some(why) = machine.waits_for() {
+        put("waits-for", why);
+    }
+    details
+}

@@ -1,0 +1,66 @@
+//! The seam of everything that uses the cloud session: a feature says which topics it wants, gets their messages,
+//! is woken, and hears when something of its own is done. A new feature is a new file here and a line in
+//! `features.rs`.
+
+pub mod jobs;
+
+use otandem_core::machine::{Event, Machine, Now};
+use otandem_core::time::Boottime;
+
+/// What a feature may look at and ask for in one call.
+pub struct Context<'a> {
+    /// The update machine, to read.
+    pub machine: &'a Machine,
+    /// Now.
+    pub now: Now,
+    /// To be published, QoS 1, in this order: topic and payload.
+    pub publish: Vec<(String, Vec<u8>)>,
+    /// For the update machine, in this order.
+    pub events: Vec<Event>,
+    /// Programs to run; each ends in [`Feature::on_done`] with its name.
+    pub programs: Vec<Program>,
+}
+
+/// A program that a feature wants to be run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// What the feature calls it.
+    pub name: String,
+    /// The program and its arguments.
+    pub argv: Vec<String>,
+    /// What it reads.
+    pub stdin: Vec<u8>,
+}
+
+/// Something that a feature waited for, or should know of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Done {
+    /// The update moved: tell where it stands.
+    Report,
+    /// Outcomes wait in the outbox.
+    Flush,
+    /// The update wants to know whether its job, or the cloud, is there; or is ready for the next job.
+    AskCloud,
+    /// The download needs fresh URLs.
+    Renew,
+    /// A program ended: its name; how, where it did not end well.
+    Program(String, Result<(), String>),
+}
+
+/// A function that uses the cloud session.
+pub trait Feature {
+    /// The topic filters that it needs.
+    fn topics(&self) -> Vec<String>;
+    /// The session is up, all topics subscribed; or it is gone.
+    fn on_session(&mut self, context: &mut Context<'_>, up: bool);
+    /// A message on one of the topics; also on topics of other features.
+    fn on_message(&mut self, context: &mut Context<'_>, topic: &str, payload: &[u8]);
+    /// Time passed.
+    fn on_wake(&mut self, context: &mut Context<'_>);
+    /// When `on_wake` is due.
+    fn next_wake(&self) -> Option<Boottime>;
+    /// Something is done.
+    fn on_done(&mut self, context: &mut Context<'_>, done: &Done);
+    /// Nothing is under way that a short-lived process should wait for.
+    fn idle(&self) -> bool;
+}
