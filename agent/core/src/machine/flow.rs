@@ -11,15 +11,24 @@ impl Machine {
 
     /// Outside a trial: the running set is well, so its counter is refreshed, whatever else is going on.
     pub(super) fn running_set_health(&mut self, health: Health) -> Vec<Action> {
+        match self.hear(health) {
+            Some(why) if !self.run.kept && self.record.state != State::Idle => self.not_well(&why),
+            _ => self.refresh(),
+        }
+    }
+
+    /// Notes what the checks say, and returns why there is no hope. That they passed is final: they stop then, and what
+    /// comes later was said before.
+    pub(super) fn hear(&mut self, health: Health) -> Option<String> {
+        if self.run.health == Some(Health::Passed) {
+            return None;
+        }
         let hopeless = match &health {
             Health::Hopeless(why) => Some(why.clone()),
             _ => None,
         };
         self.run.health = Some(health);
-        match hopeless {
-            Some(why) if !self.run.kept && self.record.state != State::Idle => self.not_well(&why),
-            _ => self.refresh(),
-        }
+        hopeless
     }
 
     pub(super) fn refresh(&mut self) -> Vec<Action> {

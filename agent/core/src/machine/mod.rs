@@ -157,7 +157,8 @@ impl Machine {
 
     /// The outcomes that may be sent. An outcome is on disk before it is sent; only while the record cannot be saved a
     /// refusal or failure goes out unsaved, provided that the job was never armed: a restart then asks the cloud
-    /// before it does anything for the job, and finds it closed.
+    /// before it does anything for the job, and finds it closed. To be asked between two lists of actions, and at
+    /// [`Action::Flush`].
     pub fn sendable(&self) -> impl Iterator<Item = &Finished> {
         let saved = self.run.unsaved.is_none();
         let bad_news = !self.run.disk_armed;

@@ -36,7 +36,7 @@ impl Machine {
             Verdict::ArmAgain => self.arm_again(),
             Verdict::RebootAgain => self.armed_in_this_boot(now),
             Verdict::Trial => self.trial(now),
-            Verdict::Confirm => self.confirm_again(),
+            Verdict::Confirm => self.confirm_again(now),
             Verdict::Back(reason) => self.back(reason),
             Verdict::RollBackAgain => self.roll_back_again(),
             Verdict::CannotGoBack => self.could_not_go_back(),

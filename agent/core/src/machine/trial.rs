@@ -22,12 +22,11 @@ impl Machine {
             State::Trial { boot_id: b, started, .. } if *b == boot_id => Some(*started),
             _ => None,
         };
-        let worn_out = if matches!(self.record.state, State::Trial { .. }) {
-            self.worn_out()
-        } else {
+        let counts = matches!(self.record.state, State::Trial { .. }) && !self.only_set(&update);
+        if !counts {
             self.record.resumes = 0;
-            false
-        };
+        }
+        let worn_out = counts && self.worn_out();
         let started = again.unwrap_or_else(|| now.boot.into());
         self.record.state = State::Trial { update, boot_id, started };
         if worn_out {
@@ -72,12 +71,7 @@ impl Machine {
     }
 
     pub(super) fn trial_health(&mut self, health: Health, now: Now) -> Vec<Action> {
-        let hopeless = match &health {
-            Health::Hopeless(why) => Some(why.clone()),
-            _ => None,
-        };
-        self.run.health = Some(health);
-        if let Some(why) = hopeless {
+        if let Some(why) = self.hear(health) {
             return self.trial_failed(Cause::Health, format!("health check: {why}"));
         }
         self.trial_verdict(now)
@@ -130,6 +124,11 @@ impl Machine {
         actions
     }
 
+    /// An adopted set without a way back is tried for as long as it takes.
+    fn only_set(&self, update: &Update) -> bool {
+        update.origin == Origin::Adopted && !self.way_back(update)
+    }
+
     /// The disk or the bootloader fails in a trial. An update goes back to where both were known to work; an adopted
     /// set is all that there is, and waits for them.
     pub(super) fn trial_broken(&mut self, text: String, what: Broken, now: Now) -> Vec<Action> {
@@ -163,10 +162,14 @@ impl Machine {
     }
 
     /// The agent died between the decision and its end.
-    pub(super) fn confirm_again(&mut self) -> Vec<Action> {
+    pub(super) fn confirm_again(&mut self, now: Now) -> Vec<Action> {
         let State::Confirming { update } = &self.record.state else { return vec![] };
-        let target = update.target;
+        let (update, target) = (update.clone(), update.target);
         if self.worn_out() {
+            if self.only_set(&update) {
+                self.enter(State::Trial { update, boot_id: self.boot_id(), started: now.boot.into() });
+                return self.trial(now);
+            }
             return self.trial_failed(Cause::Device, self.died());
         }
         vec![Action::Save, Action::Confirm(target), Action::Continue]

@@ -59,6 +59,7 @@ async fn a_request_gets_its_progress_and_its_answer_and_the_next_one_too() {
             source: "/img".into(),
             document: None,
             slot: None,
+            file_sha256: None,
             sha256: Some("ab".repeat(32).parse().unwrap()),
             set: Some(SetId::B),
             reboot: true,

@@ -1,5 +1,6 @@
 //! Against a scripted broker over mutual TLS; its codec is the client library's, its behaviour the script's.
 
+use bytes::Bytes;
 use bytes::BytesMut;
 use rumqttc::QoS;
 use rumqttc::mqttbytes::v4::{ConnAck, Connect, PubAck, Publish, SubAck};

@@ -1,0 +1,120 @@
+//! Random histories of a device, on the model of UPDATE-RULES 6. What is checked at every step stands in
+//! `model/judge.rs`, what must have become of it in `model/calm.rs`.
+
+mod model;
+
+use model::{Content, Firmware, Palette, Setup, Status, Step, World, steps};
+use proptest::prelude::*;
+
+fn any_setup() -> impl Strategy<Value = Setup> {
+    let b = prop_oneof![
+        Just(Content::Empty),
+        Just(Content::Torn),
+        Just(Content::Complete(Firmware::good(2))),
+        Just(Content::Complete(Firmware::sick(2))),
+    ];
+    (1..3u8, any::<bool>(), any::<bool>(), b, any::<bool>()).prop_map(
+        |(tries, record_shared, window, b, settled)| Setup { tries, record_shared, window, b, settled },
+    )
+}
+
+fn live_through(setup: Setup, steps: &[Step]) -> World {
+    let mut world = World::new(setup);
+    for step in steps {
+        world.take(step);
+    }
+    world.calm_down();
+    world
+}
+
+/// `PROPTEST_CASES` asks for more or fewer.
+fn config(cases: u32) -> ProptestConfig {
+    let asked = std::env::var("PROPTEST_CASES").ok().and_then(|s| s.parse().ok());
+    ProptestConfig {
+        cases: asked.unwrap_or(cases),
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config(1700))]
+
+    #[test]
+    fn jobs_end_truly_whatever_cloud_hooks_and_images_do(
+        setup in any_setup(),
+        steps in steps(Palette::default()),
+    ) {
+        live_through(setup, &steps);
+    }
+
+    #[test]
+    fn power_cuts_and_failing_storage_leave_nothing_half_done(
+        setup in any_setup(),
+        steps in steps(Palette { faults: true, ..Palette::default() }),
+    ) {
+        live_through(setup, &steps);
+    }
+
+    #[test]
+    fn people_at_the_device_cannot_break_an_update(
+        setup in any_setup(),
+        steps in steps(Palette { people: true, faults: true, ..Palette::default() }),
+    ) {
+        live_through(setup, &steps);
+    }
+
+    #[test]
+    fn other_tools_in_the_boot_environment_are_survived(
+        setup in any_setup(),
+        steps in steps(Palette { environment: true, faults: true, ..Palette::default() }),
+    ) {
+        live_through(setup, &steps);
+    }
+
+    #[test]
+    fn lost_old_and_foreign_records_are_survived(
+        setup in any_setup(),
+        steps in steps(Palette { records: true, faults: true, ..Palette::default() }),
+    ) {
+        live_through(setup, &steps);
+    }
+
+    #[test]
+    fn everything_at_once_is_survived(
+        setup in any_setup(),
+        steps in steps(Palette { records: true, environment: true, people: true, faults: true }),
+    ) {
+        live_through(setup, &steps);
+    }
+}
+
+proptest! {
+    #![proptest_config(config(500))]
+
+    /// Without it the properties above could hold because nothing ever happens.
+    #[test]
+    fn a_good_image_arrives_wherever_power_fails(
+        tries in 1..3u8,
+        fault in 0..40u8,
+        after in any::<bool>(),
+    ) {
+        let mut world = World::new(Setup { tries, ..Setup::default() });
+        let kind = if after { model::FaultKind::CutAfter } else { model::FaultKind::CutBefore };
+        let firmware = world.firmware(Firmware::good(0));
+        let job = world.new_job(firmware);
+        world.fault = Some(model::Fault { after: fault, kind });
+        for _ in 0..200 {
+            if world.is_over() || !world.goes_on() {
+                break;
+            }
+        }
+        world.calm_down();
+        // A cut in the trial is a trial without a verdict: with one try that is a rollback, told as such.
+        let told = world.status(job);
+        prop_assert!(matches!(told, Status::Told("SUCCEEDED" | "FAILED")), "{told:?}");
+        let on_new = world.running() == Some(firmware);
+        prop_assert_eq!(on_new, told == Status::Told("SUCCEEDED"));
+    }
+}
