@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use otandem_boot::BootControl;
-use otandem_core::boot::SetId;
+use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
 use otandem_core::machine::{Action, Event, Hook, HookAnswer, Machine};
 use otandem_core::update::{Origin, Outcome};
@@ -76,6 +76,11 @@ impl Performer {
     /// Whether a person said in so many words that the next image needs no digest.
     pub(super) const fn no_digest(&mut self, allowed: bool) {
         self.no_digest = if allowed { install::NoDigest::Allow } else { install::NoDigest::Refuse };
+    }
+
+    /// What the bootloader says now, if it says anything.
+    pub(super) fn facts(&mut self) -> Option<Facts> {
+        self.boot.as_mut().and_then(|boot| boot.facts().ok())
     }
 
     /// Why no image may be written on this device, whatever it is.
