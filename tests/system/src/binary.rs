@@ -65,6 +65,20 @@ fn find(show: Show) -> Result<PathBuf, String> {
     if show == Show::Progress {
         command.stderr(Stdio::inherit());
     }
+    // What cargo tells the program that it runs would make it build everything anew that looks at such variables.
+    let told = [
+        "CARGO_PKG_",
+        "CARGO_MANIFEST_",
+        "CARGO_BIN_",
+        "CARGO_CRATE_",
+        "CARGO_PRIMARY_",
+        "CARGO_TARGET_TMPDIR",
+    ];
+    for (name, _) in std::env::vars_os() {
+        if name.to_str().is_some_and(|name| told.iter().any(|start| name.starts_with(start))) {
+            command.env_remove(name);
+        }
+    }
     let quiet: &[&str] = if show == Show::Progress { &[] } else { &["--quiet"] };
     let output = command
         .args(["build", "--package", "otandem", "--bin", "otandem", "--profile", profile])

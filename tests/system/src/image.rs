@@ -74,7 +74,8 @@ impl Image {
         let mut bytes = Vec::with_capacity(size);
         bytes.extend_from_slice(PLAIN);
         bytes.extend_from_slice(format!("version={version}\n{}", health.mark()).as_bytes());
-        let mut random = 0x9E37_79B9_7F4A_7C15 ^ version.bytes().fold(1, |n: u64, b| n * 131 + u64::from(b));
+        let mut random = 0x9E37_79B9_7F4A_7C15
+            ^ version.bytes().fold(1, |n: u64, b| n.wrapping_mul(131).wrapping_add(b.into()));
         while bytes.len() < size {
             for _ in 0..256 {
                 random ^= random << 13;

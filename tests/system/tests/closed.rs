@@ -56,8 +56,8 @@ fn cancel_while_armed_disarms() {
     world.lab.fault(Rule::always(MqttFault::DropAnswer(Operation::Update)));
     world.job("update", &published.document);
     world.wait_lab("phase armed", |lab| told(lab, "armed").then_some(()));
-    world.lab.cancel_job("update", Force::Yes).unwrap();
     world.lab.clear_faults();
+    world.lab.cancel_job("update", Force::Yes).unwrap();
     next_job_is_served(&world, "3.0");
     assert_silent(&world, "update");
     let images: Vec<_> =

@@ -370,7 +370,9 @@ impl Agent {
                 self.event(*event);
             }
             Work::Checkpoint(checkpoint, reply) => {
+                let at = checkpoint.raw_offset;
                 self.event(Event::Checkpoint(checkpoint));
+                tracing::debug!("checkpoint saved at {at} bytes");
                 // The thread goes on in any case: a save that failed has ended the update, which stops it.
                 let _ = reply.send(());
             }

@@ -38,7 +38,9 @@ impl SessionView {
 impl Agent {
     /// The whole status.
     #[must_use]
-    pub fn status(&self) -> Value {
+    pub fn status(&mut self) -> Value {
+        // The bootloader is asked anew: somebody else may have told it something.
+        let facts = self.performer.facts();
         let machine = &self.machine;
         let record = machine.record();
         let mut attention: Vec<String> = vec![];
@@ -69,7 +71,7 @@ impl Agent {
             "ready": machine.ready(),
             "booted": machine.booted().map(SetId::name),
             "confirmed": record.confirmed.map(SetId::name),
-            "bootloader": machine.facts().map(|f| json!({
+            "bootloader": facts.as_ref().or(machine.facts()).map(|f| json!({
                 "primary": f.primary.map(SetId::name), "A": f.a, "B": f.b, "boot-id": f.boot_id,
             })),
             "sets": { "A": record.slots_a, "B": record.slots_b },

@@ -41,7 +41,7 @@ pub struct Gate {
 /// Everything heard so far.
 #[derive(Debug, Default)]
 pub struct Heard {
-    /// Lines of the agent's log, all its processes one after the other.
+    /// Lines of the agent's log, all its processes one after the other, with the seconds since the device was made.
     pub log: Vec<String>,
     /// What scripts told, gates and reboots too.
     pub events: Vec<String>,
@@ -79,11 +79,12 @@ pub(super) struct Shared {
     heard: Mutex<Heard>,
     changed: Condvar,
     log: PathBuf,
+    began: Instant,
 }
 
 impl Shared {
     pub fn new(log: PathBuf) -> Self {
-        Self { heard: Mutex::default(), changed: Condvar::new(), log }
+        Self { heard: Mutex::default(), changed: Condvar::new(), log, began: Instant::now() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Heard> {
@@ -173,6 +174,7 @@ fn listen(shared: &Shared, stream: Box<dyn Read + Send>, mut log: File) {
         // The file is for people; a full disk there is not what is tested.
         let _ = log.write_all(&line);
         let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        let text = format!("{:7.2} {text}", shared.began.elapsed().as_secs_f64());
         shared.with(|heard| heard.log.push(text));
         line.clear();
     }
