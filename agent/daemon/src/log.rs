@@ -11,10 +11,9 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use crate::config::{LogSettings, LogTarget};
 
@@ -41,8 +40,7 @@ pub fn init(settings: &LogSettings) {
     let journal = stderr_is_journal(std::env::var("JOURNAL_STREAM").ok().as_deref());
     let has_syslog = std::fs::metadata(SYSLOG).is_ok_and(|m| m.file_type().is_socket());
     let sink = choose(settings.target, journal, io::stderr().is_terminal(), has_syslog);
-    let subscriber =
-        tracing_subscriber::registry().with(Lines::new(sink).with_filter(filter(&settings.level)));
+    let subscriber = Lines::new(sink, filter(&settings.level));
     // Fails only if logging was started before.
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
@@ -73,19 +71,41 @@ fn filter(level: &str) -> Targets {
     base.with_targets(named.into_iter().filter(|(t, _)| !t.is_empty()))
 }
 
-/// Writes each event as one line.
+/// Writes each event as one line. Spans are not kept: nothing here opens one, and a registry of them takes more memory
+/// than all else that logging needs.
 struct Lines {
     sink: std::sync::Mutex<Sink>,
+    filter: Targets,
 }
 
 impl Lines {
-    const fn new(sink: Sink) -> Self {
-        Self { sink: std::sync::Mutex::new(sink) }
+    const fn new(sink: Sink, filter: Targets) -> Self {
+        Self { sink: std::sync::Mutex::new(sink), filter }
     }
 }
 
-impl<S: Subscriber> Layer<S> for Lines {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.is_event() && self.filter.would_enable(metadata.target(), metadata.level())
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        self.filter.iter().map(|(_, level)| level).chain(self.filter.default_level()).max()
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
         let mut text = Message::default();
         event.record(&mut text);
         let level = *event.metadata().level();
@@ -249,8 +269,7 @@ mod tests {
     #[test]
     fn an_event_is_one_syslog_line_with_priority_and_fields_and_without_secrets() {
         let (_dir, path, daemon) = syslog();
-        let lines = Lines::new(Sink::Syslog(path, None));
-        let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter("info")));
+        let subscriber = Lines::new(Sink::Syslog(path, None), filter("info"));
         tracing::subscriber::with_default(subscriber, || {
             tracing::debug!("too fine");
             tracing::warn!(

@@ -20,6 +20,7 @@ use otandem_core::machine::{Action, Cloud, Event, Machine, Now};
 use otandem_core::time::Boottime;
 use otandem_core::update::Origin;
 use otandem_device::machine::now as boottime;
+use otandem_device::memory;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cloud::channel::{Ends, Inbound, Outbound};
@@ -327,6 +328,8 @@ impl Agent {
             Inbound::Up => {
                 tracing::info!("connected to the cloud");
                 self.session.up();
+                // Of what the start and the handshake needed, nothing is needed any more.
+                memory::give_back();
                 for i in 0..self.features.len() {
                     self.feature(i, |feature, context| feature.on_session(context, true));
                 }
@@ -366,6 +369,7 @@ impl Agent {
                 if matches!(*event, Event::Written(_) | Event::FetchEnded(_)) {
                     self.renewal = None;
                     self.session_while_fetching(Outbound::Reconnect);
+                    memory::give_back();
                 }
                 self.event(*event);
             }

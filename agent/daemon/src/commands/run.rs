@@ -23,6 +23,9 @@ use crate::features;
 /// Requests that wait for the loop.
 const CALLS: usize = 8;
 
+/// Events of the kernel that are taken at once: there are few sockets. (The default is 1024, and takes room for them.)
+const EVENTS: usize = 32;
+
 /// How the session is used in one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionUse {
@@ -56,7 +59,7 @@ pub struct Handling {
 
 /// One thread is enough: everything slow has a thread of its own.
 pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()
+    tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS).build()
 }
 
 /// Everything that an agent is put together from. `session` = `None`: without the cloud.

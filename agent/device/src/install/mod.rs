@@ -1,6 +1,6 @@
 //! Installs the images of an update into the slots of the set that does not run.
 //!
-//! Three threads in bounded hand-over: one receives, one decodes, one digests and writes. Whatever happens in
+//! Three threads in bounded hand-over: one receives, one decodes and digests, one writes. Whatever happens in
 //! between, a slot is at every instant either unmountable (its first MiB zero) or complete: the *head* of every
 //! image waits in the state directory until every image of the set is written, verified and durable. `docs/` has the
 //! rules; each is kept in one file here: `mounts` (what must not be written), `slot`, `block` and `file`

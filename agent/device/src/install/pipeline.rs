@@ -20,8 +20,9 @@ use super::verify::{self, Reading};
 use super::write::Writing;
 use super::{Phase, ReadBack, Run, Written};
 
-/// Pieces of the source that wait for the decoder: enough to bridge a hiccup of either side.
-const PIECES: usize = 8;
+/// Pieces of the source that wait for the decoder. Each can be half a MiB where the network is fast; hiccups are
+/// bridged by the kernel's buffers.
+const PIECES: usize = 0;
 
 /// Large buffers in turn: one is filled, one waits, one is written.
 const BUFFERS: usize = 3;
@@ -166,6 +167,7 @@ fn copy(
         decoder,
         limits: &run.plan.limits,
         digests: todo.start.digests.clone(),
+        image: raw,
         source: todo.start.source,
         raw: todo.start.raw,
         prefix,
@@ -173,7 +175,7 @@ fn copy(
         stop: run.stop,
         abandoned: &abandoned,
     };
-    let mut writing = writing(work, todo, raw, run);
+    let mut writing = writing(work, todo, run);
     let (wrote, unpacked) = thread::scope(|scope| {
         let unpacking = named("otandem-unpack").spawn_scoped(scope, move || unpacking.run());
         let unpacking = unpacking.map_err(Fault::Thread)?;
@@ -184,9 +186,10 @@ fn copy(
     })?;
     wrote?;
     let unpacked = settle(unpacked, receiving)?;
-    let (head, durable, raw) = (writing.head, writing.durable, writing.digests.values());
+    let (head, durable) = (writing.head, writing.durable);
     work.head = head;
-    Ok(Copied { source: unpacked.digests.values(), raw, used: unpacked.source, size: unpacked.raw, durable })
+    let (source, raw) = (unpacked.digests.values(), unpacked.image.values());
+    Ok(Copied { source, raw, used: unpacked.source, size: unpacked.raw, durable })
 }
 
 /// The first thread, and what comes from it.
@@ -209,7 +212,7 @@ fn receive(work: &Work<'_>, todo: &mut Todo, run: &mut Run<'_, '_>) -> Result<St
 }
 
 /// The third thread's work; it is done on the thread of the caller.
-fn writing<'a>(work: &'a mut Work<'_>, todo: &Todo, raw: Digests, run: &'a mut Run<'_, '_>) -> Writing<'a> {
+fn writing<'a>(work: &'a mut Work<'_>, todo: &Todo, run: &'a mut Run<'_, '_>) -> Writing<'a> {
     Writing {
         index: work.index,
         name: &work.image.slot,
@@ -217,7 +220,6 @@ fn writing<'a>(work: &'a mut Work<'_>, todo: &Todo, raw: Digests, run: &'a mut R
         heads: &run.heads,
         observer: &mut *run.observer,
         limits: &run.plan.limits,
-        digests: raw,
         head: work.head,
         etag: todo.etag.clone(),
         source_total: todo.total,

@@ -1,4 +1,5 @@
-//! The second thread: decodes into large buffers, digests the source as it is used up, notes restart points.
+//! The second thread: decodes into large buffers, digests the source as it is used up and the image before it is handed
+//! over, notes restart points.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -31,9 +32,7 @@ pub(crate) struct Filled {
     pub(crate) buffer: Buffer,
     /// Offset in the raw image of the buffer's first byte.
     pub(crate) start: u64,
-    /// Bytes at its beginning that are in the slot and in the digest already.
-    pub(crate) skip: usize,
-    /// Bytes in use, the skipped ones included.
+    /// Bytes in use.
     pub(crate) len: usize,
     /// The last restart point within.
     pub(crate) restart: Option<Restart>,
@@ -45,7 +44,10 @@ pub(crate) struct Filled {
 pub(crate) struct Unpacked {
     pub(crate) source: u64,
     pub(crate) raw: u64,
+    /// Over the source.
     pub(crate) digests: Digests,
+    /// Over the raw image.
+    pub(crate) image: Digests,
 }
 
 /// Why the thread ended early.
@@ -71,6 +73,8 @@ pub(crate) struct Unpacking<'a> {
     pub(crate) limits: &'a Limits,
     /// Over the source, up to `source`.
     pub(crate) digests: Digests,
+    /// Over the raw image, up to `raw`.
+    pub(crate) image: Digests,
     pub(crate) source: u64,
     pub(crate) raw: u64,
     /// The raw image's bytes between the last whole block and `raw`.
@@ -86,7 +90,9 @@ pub(crate) struct Unpacking<'a> {
 struct Open {
     buffer: Buffer,
     start: u64,
+    /// Bytes at its beginning that are in the slot and in the digest already.
     skip: usize,
+    /// Bytes in use, the skipped ones included.
     len: usize,
     room: usize,
     restart: Option<Restart>,
@@ -114,7 +120,7 @@ impl Unpacking<'_> {
         if open.len > open.skip {
             self.hand_over(open)?;
         }
-        Ok(Unpacked { source: self.source, raw: self.raw, digests: self.digests })
+        Ok(Unpacked { source: self.source, raw: self.raw, digests: self.digests, image: self.image })
     }
 
     /// One call of the decoder. Hands the buffer over when it is full.
@@ -149,7 +155,9 @@ impl Unpacking<'_> {
 
     fn hand_over(&mut self, open: Open) -> Result<(), Quit> {
         let Open { buffer, start, skip, len, restart, .. } = open;
-        let filled = Filled { buffer, start, skip, len, restart, source: self.source };
+        // Here and not where it is written: while one buffer is on its way to the medium, the next is digested.
+        self.image.update(&buffer.bytes()[skip..len]);
+        let filled = Filled { buffer, start, len, restart, source: self.source };
         self.full.send(filled).map_err(|_| Quit::Alone)
     }
 

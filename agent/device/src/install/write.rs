@@ -1,4 +1,4 @@
-//! The third thread: digests the raw image, writes it, makes checkpoints.
+//! The third thread: writes the raw image, makes checkpoints.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use std::time::Instant;
 use otandem_core::image::{Checkpoint, Sha256};
 
 use super::buffer::{self, Buffer};
-use super::digest::{self, Digests};
+use super::digest;
 use super::error::Fault;
 use super::heads::Heads;
 use super::slot::{self, HEAD, Slot};
@@ -26,8 +26,6 @@ pub(crate) struct Writing<'a> {
     pub(crate) heads: &'a Heads<'a>,
     pub(crate) observer: &'a mut dyn Observer,
     pub(crate) limits: &'a Limits,
-    /// Over the raw image, up to where writing starts.
-    pub(crate) digests: Digests,
     /// Digest of the head that waits.
     pub(crate) head: Option<Sha256>,
     pub(crate) etag: Option<String>,
@@ -49,7 +47,6 @@ impl Writing<'_> {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Fault::Stopped);
             }
-            self.digests.update(&filled.buffer.bytes()[filled.skip..filled.len]);
             self.place(&mut filled)?;
             if filled.restart.is_some() {
                 self.restart = filled.restart;
