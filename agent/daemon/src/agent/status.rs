@@ -52,6 +52,9 @@ impl Agent {
             Some(_) if machine.booted().is_none() => attention.push("which set runs is not known".into()),
             Some(_) => {}
         }
+        if machine.unsaved() {
+            attention.push("the record cannot be saved: check the state directory".into());
+        }
         attention.extend(self.performer.refusal().map(|why| format!("updates are refused: {why}")));
         if self.session.configured && !self.session.up {
             let why = self.session.reason.clone().unwrap_or_else(|| "connecting".into());
