@@ -75,14 +75,15 @@ impl Stage {
     }
 
     /// Makes an image and puts it on the image server as the documentation says: independent zstd frames of 16 MiB.
-    pub fn offer(&self, version: &str, health: Health, folder: &Path, speed: u64) -> Result<Offer, String> {
+    /// The server takes so many seconds to send it.
+    pub fn offer(&self, version: &str, health: Health, folder: &Path, seconds: u64) -> Result<Offer, String> {
         let image = Image::real(version, health, folder).map_err(|e| e.to_string())?;
         self.device.know(&image);
         let packed = pack::pack(&image.bytes, Packing::Zstd, FRAME).map_err(|e| e.to_string())?;
         let (path, size) = (format!("images/gateway-{version}.img.zst"), packed.len() as u64);
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), size);
         self.lab.put_image(&path, packed, Access::Signed);
-        self.lab.fault(Rule::always(HttpFault::Slow(speed)).path(&path));
+        self.lab.fault(Rule::always(HttpFault::Slow(size / seconds)).path(&path));
         Ok(Offer { image, path, size })
     }
 
@@ -94,6 +95,7 @@ impl Stage {
             "version": offer.image.version, "compatible": "otandem-test",
         }});
         let spec = JobSpec::new(id, THING, &document.to_string());
+        self.screen.line(Who::Cloud, &format!("job {id}: QUEUED"));
         self.lab.create_job(&spec).map_err(|e| e.to_string())
     }
 
@@ -186,7 +188,7 @@ fn tell_cloud(lab: &Lab, sizes: &Mutex<BTreeMap<String, u64>>, screen: &Screen, 
             }
         }
         for (id, text) in &new_jobs {
-            if jobs.get(id) != Some(text) {
+            if jobs.get(id) != Some(text) && text != Status::Queued.name() {
                 screen.line(Who::Cloud, &format!("job {id}: {text}"));
             }
         }

@@ -1,7 +1,7 @@
 //! A device in a folder, and what can happen to one.
 
 mod folder;
-mod supervise;
+pub(crate) mod supervise;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -315,7 +315,10 @@ impl Device {
             let mut command = Command::new(binary::otandem()?);
             command.arg("--config").arg(self.inner.folder.config()).args(arguments).stdin(Stdio::null());
             let program = format!("otandem {}", arguments.join(" "));
-            command.output().map_err(|e| Error::Program { program, why: e.to_string() })
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            supervise::spawn(&mut command)
+                .and_then(std::process::Child::wait_with_output)
+                .map_err(|e| Error::Program { program, why: e.to_string() })
         };
         run()
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use otandem_core::boot::SetId;
@@ -146,7 +146,7 @@ pub(super) fn start(shared: &Arc<Shared>, mut command: Command) -> Result<(), Er
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |why: String| Error::Program { program: program.clone(), why };
-    let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let mut child = spawn(&mut command).map_err(|e| failed(e.to_string()))?;
     let pid = i32::try_from(child.id()).map_err(|e| failed(e.to_string()))?;
     shared.with(|heard| {
         heard.starts += 1;
@@ -161,6 +161,15 @@ pub(super) fn start(shared: &Arc<Shared>, mut command: Command) -> Result<(), Er
     let shared = Arc::clone(shared);
     std::thread::spawn(move || reap(&shared, child, pid));
     Ok(())
+}
+
+/// Starts a program with no signal blocked, whatever this thread has blocked: children inherit that.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let mine = SigSet::thread_get_mask()?;
+    SigSet::empty().thread_set_mask()?;
+    let child = command.spawn();
+    mine.thread_set_mask()?;
+    child
 }
 
 fn boxed(stream: impl Read + Send + 'static) -> Box<dyn Read + Send> {
