@@ -154,3 +154,34 @@ fn outcome(outcome: &Outcome) -> Value {
     };
     json!({ "outcome": kind, "reason": outcome.reason() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offline_device_has_nothing_to_say_about_the_cloud() {
+        assert!(SessionView::new(None).attention(0, 3).is_empty());
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_or_is_broken_wants_attention() {
+        let mut view = SessionView::new(Some(Ok(100 * DAY)));
+        view.up();
+        assert!(view.attention(60 * DAY, 0).is_empty());
+        assert_eq!(view.attention(90 * DAY, 0), ["the device certificate ends in 10 days"]);
+        assert_eq!(view.attention(200 * DAY, 0), ["the device certificate ends in 0 days"]);
+        let mut broken = SessionView::new(Some(Err("key.pem: not there".into())));
+        broken.up();
+        assert_eq!(broken.attention(0, 0), ["key.pem: not there"]);
+    }
+
+    #[test]
+    fn outcomes_that_wait_without_a_session_want_attention() {
+        let mut view = SessionView::new(Some(Ok(u64::MAX - EXPIRY_WARNING)));
+        view.down("refused".into());
+        assert_eq!(view.attention(0, 2), ["no cloud session: refused", "2 outcomes wait for the cloud"]);
+        view.up();
+        assert!(view.attention(0, 2).is_empty());
+    }
+}
