@@ -15,6 +15,7 @@ pub mod exit;
 pub mod feature;
 pub mod features;
 pub mod fetch;
+pub mod fota;
 pub mod log;
 pub mod notify;
 pub mod progress;

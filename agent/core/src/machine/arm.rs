@@ -50,6 +50,7 @@ impl Machine {
         let State::Arming { update, .. } = &self.record.state else { return vec![] };
         let update = update.clone();
         let (then, target) = (update.then, update.target);
+        let person = update.origin == Origin::Local;
         if !self.head(target) {
             return self.nothing_to_arm();
         }
@@ -59,6 +60,10 @@ impl Machine {
         let mut actions = self.settle();
         actions.extend([Action::Save, Action::Report]);
         if then == Then::Reboot {
+            if person {
+                // The last word before the reboot: how the trial ends is in the status.
+                actions.push(Action::Answer(Ok(format!("set {target} is armed: rebooting into it"))));
+            }
             actions.extend(self.reboot_when_told(now));
         } else {
             let text = format!("set {target} is armed: the next reboot tries it");

@@ -224,11 +224,14 @@ impl Machine {
     /// The running set is still being looked at: whether an update can be taken is known soon.
     #[must_use]
     pub fn settling(&self) -> bool {
-        self.run.untouchable.is_none()
-            && self.record.state == State::Idle
-            && !self.run.kept
-            && matches!(self.run.health, None | Some(Health::Passed))
-            && self.run.boot_failed.is_none()
+        let adopting = |update: &Update| update.origin == Origin::Adopted;
+        let looking = match &self.record.state {
+            State::Idle => !self.run.kept,
+            State::Trial { update, .. } | State::Confirming { update } => adopting(update),
+            _ => false,
+        };
+        let no_answer = matches!(self.run.health, None | Some(Health::Passed));
+        looking && no_answer && self.run.untouchable.is_none() && self.run.boot_failed.is_none()
     }
 
     /// A set is armed, and the reboot is somebody else's to do.

@@ -1,7 +1,7 @@
 //! The world around the update machine (UPDATE-RULES 6): a bootloader, two slot sets, a disk that fails, a cloud that
 //! changes its mind, and the driver that performs actions exactly as `Action` describes them. Whatever must never
 //! happen is checked where it would happen.
-#![allow(dead_code, reason = "each test binary uses its part of the world")]
+#![allow(dead_code, unused_imports, reason = "each test binary uses its part of the world")]
 
 mod calm;
 mod cloud;
@@ -146,7 +146,7 @@ pub struct World {
     /// Another tool changed counters or the environment was reset: counters prove nothing any more.
     tampered: bool,
     /// The record is not the one that was saved last: it may speak of images that are gone.
-    stale: bool,
+    pub stale: bool,
     pub resets: u32,
     trace: bool,
 }

@@ -75,6 +75,9 @@ pub struct Parts {
     pub service: Service,
     /// How documents are read on this device; `None` where updates are misconfigured.
     pub rules: Option<JobRules>,
+    /// End of the device certificate's validity, in seconds since 1970, or what is wrong with it; `None` without a
+    /// cloud.
+    pub certificate: Option<Result<u64, String>>,
 }
 
 /// The agent.
@@ -101,8 +104,15 @@ impl Agent {
     /// Puts the parts together; nothing happens before [`Agent::run`].
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
-        let session = status::SessionView::new(link.is_some());
+        let Parts {
+            opened: Opened { machine, first, performer },
+            features,
+            link,
+            service,
+            rules,
+            certificate,
+        } = parts;
+        let session = status::SessionView::new(certificate);
         let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
         Self {
             machine,

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use otandem_boot::BootControl;
-use otandem_core::boot::SetId;
+use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
 use otandem_core::machine::{Action, Event, Hook, HookAnswer, Machine};
-use otandem_core::update::Outcome;
+use otandem_core::update::{Origin, Outcome};
 use otandem_device::install;
 use otandem_device::run::{self, Spec, Stop};
 use otandem_device::state::{RecordStore, atomic_write};
@@ -24,6 +24,8 @@ use crate::fetch::HttpConfig;
 const HEAD_ROOM: u64 = 1 << 20;
 /// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
 const FEED_EVERY: Duration = Duration::from_secs(5);
+/// Without a byte for this long a download that somebody waits for is given up; a job's has `update.download-timeout`.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// A reboot command that does not come back is ended after this.
 const REBOOT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -74,6 +76,11 @@ impl Performer {
     /// Whether a person said in so many words that the next image needs no digest.
     pub(super) const fn no_digest(&mut self, allowed: bool) {
         self.no_digest = if allowed { install::NoDigest::Allow } else { install::NoDigest::Refuse };
+    }
+
+    /// What the bootloader says now, if it says anything.
+    pub(super) fn facts(&mut self) -> Option<Facts> {
+        self.boot.as_mut().and_then(|boot| boot.facts().ok())
     }
 
     /// Why no image may be written on this device, whatever it is.
@@ -198,7 +205,10 @@ impl Performer {
         let update = machine.record().state.update().ok_or("no update is under way")?;
         let images = update.images.clone();
         let heads = HEAD_ROOM.saturating_mul(u64::try_from(images.len()).unwrap_or(u64::MAX));
-        let terms = self.terms(update.target, update.from)?;
+        let mut terms = self.terms(update.target, update.from)?;
+        if let (Origin::Local, Ok(http)) = (&update.origin, &mut terms.http) {
+            http.download_timeout = http.download_timeout.min(PATIENCE);
+        }
         match &mut self.store {
             Some(store) => store.probe_writable(heads).map_err(|e| format!("no state space: {e}"))?,
             None => return Err("there is no state directory".into()),

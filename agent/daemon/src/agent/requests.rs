@@ -47,6 +47,10 @@ impl Agent {
                 self.asker = Some(reply);
                 event.into_iter().for_each(|event| self.event(event));
             }
+            // Nothing to do is no failure.
+            Err((Exit::Ok, reason)) => {
+                reply.done(Exit::Ok, json!({ "message": reason, "phase": self.machine.phase() }));
+            }
             Err((exit, reason)) => reply.failed(exit, reason),
         }
     }
