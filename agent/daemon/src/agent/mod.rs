@@ -286,6 +286,8 @@ impl Agent {
             }
             Action::Reboot => {
                 self.performer.perform(action, &self.machine)?;
+                // Whoever waits for the end of an update that reboots by itself would only see the connection break.
+                self.answer(&Ok("rebooting".into()));
                 self.rebooting = true;
             }
             Action::Fetch { .. } => {
