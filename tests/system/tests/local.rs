@@ -20,6 +20,7 @@ fn offline() -> (TempDir, Device) {
     let device = Device::make(folder.path(), Spec::default(), &factory).unwrap();
     device.script(Script::Hook("post-confirm"), "tell confirmed\n").unwrap();
     device.power_on().unwrap();
+    device.wait_ready(LIMIT).unwrap();
     (folder, device)
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -57,6 +58,10 @@ pub struct Heard {
     pub reboots_due: u32,
     /// Starts of the agent so far.
     pub starts: u32,
+    /// The agent that runs has told the service manager that it is ready: the running set is settled.
+    pub ready: bool,
+    /// What it told the service manager in words.
+    pub said: Vec<String>,
     pub(super) child: Option<i32>,
     pub(super) ending: bool,
 }
@@ -153,6 +158,7 @@ pub(super) fn start(shared: &Arc<Shared>, mut command: Command) -> Result<(), Er
         heard.log.push(format!("---- start {}: process {pid} ----", heard.starts));
         heard.child = Some(pid);
         heard.ending = false;
+        heard.ready = false;
     });
     for stream in [child.stdout.take().map(boxed), child.stderr.take().map(boxed)].into_iter().flatten() {
         let (shared, log) = (Arc::clone(shared), log.try_clone().map_err(file("open", &shared.log))?);
@@ -245,6 +251,28 @@ pub(super) fn cut(shared: &Shared) -> Result<(), Error> {
     });
     let gone = |heard: &Heard| (!heard.running()).then_some(());
     shared.wait("the end of a killed process", Duration::from_secs(20), gone)
+}
+
+/// The service manager: hears what the agent notifies it of until it is told `quit`.
+pub(super) fn hear_notices(shared: Arc<Shared>, socket: UnixDatagram) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text == "quit" {
+                break;
+            }
+            shared.with(|heard| {
+                for line in text.lines() {
+                    match line.split_once('=') {
+                        Some(("READY", "1")) => heard.ready = true,
+                        Some(("STATUS", status)) => heard.said.push(status.to_owned()),
+                        _ => {}
+                    }
+                }
+            });
+        }
+    })
 }
 
 /// Hears what scripts tell until it is told `quit`.
