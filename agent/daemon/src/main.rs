@@ -7,6 +7,7 @@ use otandem::cli::Cli;
 use otandem::exit::Exit;
 
 fn main() -> ExitCode {
+    otandem_device::memory::be_thrifty();
     match Cli::try_parse() {
         Ok(cli) => otandem::commands::execute(cli).into(),
         Err(e) => {

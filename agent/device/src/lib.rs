@@ -16,5 +16,6 @@ pub mod cert;
 mod features;
 pub mod install;
 pub mod machine;
+pub mod memory;
 pub mod run;
 pub mod state;

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use otandem_boot::BootControl;
@@ -17,8 +18,9 @@ use tokio::sync::mpsc;
 
 use super::checks::{self, Environment, Runner};
 use super::install::{Terms, Work, Worker};
+use crate::cloud::identity;
+use crate::cloud::tls::Clock;
 use crate::config::{Settings, UpdateSettings};
-use crate::fetch::HttpConfig;
 
 /// Room that each head of an image takes in the state directory, in bytes.
 const HEAD_ROOM: u64 = 1 << 20;
@@ -34,7 +36,8 @@ pub struct Performer {
     settings: Settings,
     store: Option<RecordStore>,
     boot: Option<Box<dyn BootControl>>,
-    http: Result<HttpConfig, String>,
+    /// For downloads.
+    clock: Arc<Clock>,
     /// Why no image may be written on this device, whatever it is.
     refusal: Option<String>,
     no_digest: install::NoDigest,
@@ -52,7 +55,7 @@ impl Performer {
         settings: Settings,
         store: Option<RecordStore>,
         boot: Option<Box<dyn BootControl>>,
-        http: Result<HttpConfig, String>,
+        clock: Arc<Clock>,
         refusal: Option<String>,
     ) -> Self {
         let (tell, works) = mpsc::unbounded_channel();
@@ -60,7 +63,7 @@ impl Performer {
             settings,
             store,
             boot,
-            http,
+            clock,
             refusal,
             no_digest: install::NoDigest::Refuse,
             worker: None,
@@ -246,7 +249,8 @@ impl Performer {
                 install::OtherDisk::Refuse
             },
             no_digest: self.no_digest,
-            http: self.http.clone(),
+            // The roots are read when they are needed: they are a good part of what the agent would hold all day.
+            http: identity::downloads(&self.settings, &self.clock),
         })
     }
 

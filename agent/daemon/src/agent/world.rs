@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use otandem_boot::BootControl;
 use otandem_core::boot::SetId;
@@ -13,9 +14,9 @@ use otandem_device::machine::now as boottime;
 use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_write, shared_with_root};
 
 use super::perform::Performer;
+use crate::cloud::tls::Clock;
 use crate::config::{Settings, UpdateSettings};
 use crate::features;
-use crate::fetch::HttpConfig;
 
 /// Bytes at the beginning of a slot that are zero while it is being written.
 const HEAD: usize = 1 << 20;
@@ -45,7 +46,7 @@ pub enum OpenError {
 /// See [`OpenError`].
 pub fn open(
     settings: &Settings,
-    http: Result<HttpConfig, String>,
+    clock: Arc<Clock>,
     identity: Option<&Identity>,
 ) -> Result<Opened, OpenError> {
     let (store, mut record, mut refusal) = state(settings)?;
@@ -68,7 +69,7 @@ pub fn open(
         }
     };
     let (machine, first) = Machine::start(record, evidence, rules, now);
-    let performer = Performer::new(settings.clone(), store, boot, http, refusal);
+    let performer = Performer::new(settings.clone(), store, boot, clock, refusal);
     Ok(Opened { machine, first, performer })
 }
 

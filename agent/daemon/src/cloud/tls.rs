@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustls::client::ClientConfig;
+use rustls::client::{ClientConfig, Resumption};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
 use rustls::{AlertDescription, CertificateError, ConfigBuilder, RootCertStore, WantsVerifier};
@@ -17,6 +17,9 @@ use rustls::{AlertDescription, CertificateError, ConfigBuilder, RootCertStore, W
 /// On port 443 the broker speaks MQTT only to clients that ask for it by this name.
 const MQTT_ALPN: &[u8] = b"x-amzn-mqtt-ca";
 const MQTT_ALPN_PORT: u16 = 443;
+/// Servers whose sessions are remembered: one broker; one place for images and where it redirects to. The room for them
+/// is taken at once.
+const SESSIONS: usize = 8;
 
 /// A TLS configuration could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +130,7 @@ pub fn mqtt(
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(|source| TlsError::Identity { source })?;
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
     if port == MQTT_ALPN_PORT {
         config.alpn_protocols = vec![MQTT_ALPN.to_vec()];
     }
@@ -139,6 +143,7 @@ pub fn mqtt(
 /// TLS cannot be set up at all.
 pub fn downloads(roots: RootCertStore, clock: Arc<Clock>) -> Result<ClientConfig, TlsError> {
     let mut config = builder(clock)?.with_root_certificates(roots).with_no_client_auth();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

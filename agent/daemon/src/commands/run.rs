@@ -1,6 +1,7 @@
 //! `otandem run`, and the same agent for the time of `fota handle`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use otandem_core::boot::SetId;
 use otandem_core::jobs::Identity;
@@ -73,8 +74,7 @@ pub(super) fn parts(
         }
     });
     let clock = identity::clock(0);
-    let http = identity::downloads(settings, &clock);
-    let opened = open(settings, http, me.as_ref())?;
+    let opened = open(settings, Arc::clone(&clock), me.as_ref())?;
     clock.raise(opened.machine.record().wall);
     let certificate = settings.cloud.on().map(|c| identity::certificate(c, &clock).map(|i| i.not_after));
     let then = session.as_ref().map_or(Then::Reboot, |s| s.then);

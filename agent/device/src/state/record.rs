@@ -171,7 +171,8 @@ fn read_copy(path: &Path, notes: &mut Vec<String>) -> Result<Option<Vec<u8>>, St
         }
         Ok(_) => {}
     }
-    let mut bytes = Vec::new();
+    // One byte more tells the end without growing.
+    let mut bytes = Vec::with_capacity(COPY_SIZE + 1);
     let limit = u64::try_from(COPY_SIZE).unwrap_or(u64::MAX);
     let file = open_copy(path, false).map_err(failed("open", path))?;
     file.take(limit).read_to_end(&mut bytes).map_err(failed("read", path))?;
