@@ -5,14 +5,18 @@ use std::path::Path;
 use otandem_core::boot::SetId;
 use otandem_lab::{HttpFault, Position, Rule, Status};
 use otandem_system_tests::Health;
+use otandem_system_tests::device::Heard;
 
 use crate::screen::{Who, mib};
 use crate::stage::{Offer, Stage};
 
-/// Bytes per second of the downloads: slow enough to be watched.
-const SPEED: u64 = 2_500_000;
-/// The same where there is nothing to be watched.
-const FAST: u64 = 16_000_000;
+/// Seconds of a download that is watched: longer than the device waits between two reports of its progress.
+const WATCHED: u64 = 13;
+/// The same where the download is not the point.
+const SHORT: u64 = 2;
+
+/// What the agent's log says once two frames are on disk for good.
+const SAVED: &str = "checkpoint saved at 33554432";
 
 /// A line of the table.
 pub struct Line {
@@ -76,7 +80,9 @@ fn within_policy(stage: &Stage) -> Result<(), String> {
     let violations = stage.lab.inspect(|lab| [&lab.counters.violations[..], &lab.counters.offences].concat());
     check(violations.is_empty(), &format!("the device left its policy: {violations:?}"))?;
     let crashes = stage.device.look(|heard| heard.crashes.clone());
-    check(crashes.is_empty(), &format!("the agent ended by itself: {crashes:?}"))
+    check(crashes.is_empty(), &format!("the agent ended by itself: {crashes:?}"))?;
+    let stubborn = stage.device.look(|heard| heard.stubborn);
+    check(stubborn == 0, "the agent did not end when the device was shut down")
 }
 
 fn check(right: bool, else_what: &str) -> Result<(), String> {
@@ -101,7 +107,7 @@ fn holds(stage: &Stage, set: SetId, offer: &Offer) -> Result<(), String> {
 }
 
 fn good(stage: &Stage, folder: &Path) -> Result<End, String> {
-    let offer = stage.offer("2.0", Health::Good, folder, SPEED)?;
+    let offer = stage.offer("2.0", Health::Good, folder, WATCHED)?;
     let before = stage.slot_digest(SetId::A);
     stage.create_job("update-2-0", &offer)?;
     ends(stage, "update-2-0", Status::Succeeded, "set B")?;
@@ -114,15 +120,14 @@ fn good(stage: &Stage, folder: &Path) -> Result<End, String> {
 }
 
 fn power_cut(stage: &Stage, folder: &Path) -> Result<End, String> {
-    let offer = stage.offer("3.0", Health::Good, folder, SPEED * 2)?;
-    // The server stops there, so that the power fails in mid-download on every machine.
-    let stop = offer.size / 100 * 75;
+    let offer = stage.offer("3.0", Health::Good, folder, WATCHED / 2)?;
+    // The server stops in the third frame, so that the power fails in mid-download on every machine.
+    let stop = u64::midpoint(offer.two_frames, offer.size);
     stage.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&offer.path));
+    let before = stage.device.look(|heard| heard.log.len());
     stage.create_job("update-3-0", &offer)?;
     stage.wait_sent(&offer.path, stop)?;
-    let saved = |heard: &otandem_system_tests::device::Heard| {
-        heard.lines("checkpoint saved").filter(|line| line.contains("33554432")).count().ge(&1).then_some(())
-    };
+    let saved = |heard: &Heard| heard.log[before..].iter().any(|line| line.contains(SAVED)).then_some(());
     stage.device.wait("a checkpoint", crate::stage::LIMIT, saved).map_err(|e| e.to_string())?;
     stage.screen.line(Who::Device, &format!("POWER CUT (kill -9) after {} MiB", mib(stop)));
     stage.device.power_cut().map_err(|e| e.to_string())?;
@@ -135,7 +140,7 @@ fn power_cut(stage: &Stage, folder: &Path) -> Result<End, String> {
     check(once_more < offer.size / 2, &format!("{sent} bytes were fetched for an image of {}", offer.size))?;
     let offsets = stage.lab.inspect(|lab| lab.counters.path(&offer.path).offsets);
     let resumed = offsets.last().copied().unwrap_or(0);
-    check(resumed > 0, "the download began again at the first byte")?;
+    check(resumed == offer.two_frames, &format!("the download went on at byte {resumed}"))?;
     let text = format!(
         "went on at {} MiB: {} MiB fetched in all for a file of {} MiB",
         mib(resumed),
@@ -146,7 +151,7 @@ fn power_cut(stage: &Stage, folder: &Path) -> Result<End, String> {
 }
 
 fn corrupted(stage: &Stage, folder: &Path) -> Result<End, String> {
-    let offer = stage.offer("4.0", Health::Good, folder, FAST)?;
+    let offer = stage.offer("4.0", Health::Good, folder, SHORT)?;
     let wrong = Position::Object(offer.size / 2);
     stage.lab.fault(Rule::always(HttpFault::WrongByteAt(wrong)).path(&offer.path));
     let (before, boots) = (stage.slot_digest(SetId::A), stage.device.look(|heard| heard.boots.len()));
@@ -160,7 +165,7 @@ fn corrupted(stage: &Stage, folder: &Path) -> Result<End, String> {
 }
 
 fn not_well(stage: &Stage, folder: &Path) -> Result<End, String> {
-    let offer = stage.offer("5.0", Health::Hopeless, folder, FAST)?;
+    let offer = stage.offer("5.0", Health::Hopeless, folder, SHORT)?;
     let (before, boots) = (stage.slot_digest(SetId::A), stage.device.look(|heard| heard.boots.len()));
     stage.create_job("update-5-0", &offer)?;
     let why = ends(stage, "update-5-0", Status::Failed, "rolled back: health check")?;

@@ -44,6 +44,8 @@ pub struct Offer {
     pub path: String,
     /// Bytes to fetch.
     pub size: u64,
+    /// The byte behind its first two frames.
+    pub two_frames: u64,
 }
 
 impl Stage {
@@ -75,15 +77,18 @@ impl Stage {
     }
 
     /// Makes an image and puts it on the image server as the documentation says: independent zstd frames of 16 MiB.
-    pub fn offer(&self, version: &str, health: Health, folder: &Path, speed: u64) -> Result<Offer, String> {
+    /// The server takes so many seconds to send it.
+    pub fn offer(&self, version: &str, health: Health, folder: &Path, seconds: u64) -> Result<Offer, String> {
         let image = Image::real(version, health, folder).map_err(|e| e.to_string())?;
         self.device.know(&image);
         let packed = pack::pack(&image.bytes, Packing::Zstd, FRAME).map_err(|e| e.to_string())?;
+        let two = image.bytes.get(..2 * FRAME).unwrap_or(&image.bytes);
+        let two_frames = pack::pack(two, Packing::Zstd, FRAME).map_err(|e| e.to_string())?.len() as u64;
         let (path, size) = (format!("images/gateway-{version}.img.zst"), packed.len() as u64);
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), size);
         self.lab.put_image(&path, packed, Access::Signed);
-        self.lab.fault(Rule::always(HttpFault::Slow(speed)).path(&path));
-        Ok(Offer { image, path, size })
+        self.lab.fault(Rule::always(HttpFault::Slow(size / seconds)).path(&path));
+        Ok(Offer { image, path, size, two_frames })
     }
 
     /// Creates the job that installs what is offered.
@@ -94,6 +99,7 @@ impl Stage {
             "version": offer.image.version, "compatible": "otandem-test",
         }});
         let spec = JobSpec::new(id, THING, &document.to_string());
+        self.screen.line(Who::Cloud, &format!("job {id}: QUEUED"));
         self.lab.create_job(&spec).map_err(|e| e.to_string())
     }
 
@@ -166,6 +172,7 @@ type Seen = BTreeMap<String, String>;
 
 fn tell_cloud(lab: &Lab, sizes: &Mutex<BTreeMap<String, u64>>, screen: &Screen, over: &AtomicBool) {
     let (mut jobs, mut sent, mut connects) = (Seen::new(), BTreeMap::new(), 0);
+    let mut begun = BTreeMap::new();
     while !over.load(Ordering::Relaxed) {
         let news = lab.wait_map(
             |lab| {
@@ -179,14 +186,18 @@ fn tell_cloud(lab: &Lab, sizes: &Mutex<BTreeMap<String, u64>>, screen: &Screen, 
         if new_connects != connects {
             screen.line(Who::Device, "connects with its certificate");
         }
-        for (path, done) in &new_sent {
+        for (path, now) in new_sent.iter().filter(|(path, now)| sent.get(*path) != Some(*now)) {
             let total = sizes.lock().unwrap_or_else(PoisonError::into_inner).get(path).copied();
-            if sent.get(path) != Some(done) {
-                screen.progress(*done, total.unwrap_or(0));
+            let (requests, from, bytes) = *now;
+            // What the requests before this one had sent.
+            let before = begun.entry(path.clone()).or_insert((0, 0));
+            if before.0 != requests {
+                *before = (requests, sent.get(path).map_or(0, |(_, _, bytes): &Sent| *bytes));
             }
+            screen.progress(from + bytes - before.1, total.unwrap_or(0));
         }
         for (id, text) in &new_jobs {
-            if jobs.get(id) != Some(text) {
+            if jobs.get(id) != Some(text) && text != Status::Queued.name() {
                 screen.line(Who::Cloud, &format!("job {id}: {text}"));
             }
         }
@@ -196,15 +207,26 @@ fn tell_cloud(lab: &Lab, sizes: &Mutex<BTreeMap<String, u64>>, screen: &Screen, 
 
 fn jobs_of(lab: &Snapshot<'_>) -> Seen {
     let text = |e: &otandem_lab::jobs::Execution| {
-        let details = e.details.iter().flatten().filter(|(key, _)| *key != "otandem");
-        let details: Vec<String> = details.map(|(key, value)| format!("{key} {value}")).collect();
-        format!("{:<11} {}", e.status.name(), details.join(", "))
+        let of = |key: &str| e.details.as_ref()?.get(key).cloned();
+        let said = [
+            of("phase"),
+            of("percent").map(|percent| format!("{percent} %")),
+            of("waits-for").map(|what| format!("waits for {what}")),
+            of("reason"),
+        ];
+        format!("{:<11} {}", e.status.name(), said.into_iter().flatten().collect::<Vec<_>>().join(", "))
     };
     lab.jobs.executions().map(|e| (e.job.clone(), text(e).trim_end().to_owned())).collect()
 }
 
-fn sent_of(lab: &Snapshot<'_>) -> BTreeMap<String, u64> {
-    lab.counters.paths.iter().map(|(path, count)| (path.clone(), count.body_bytes)).collect()
+/// Of one object: requests so far, the byte at which the last one began, and the bytes sent in all.
+type Sent = (u64, u64, u64);
+
+fn sent_of(lab: &Snapshot<'_>) -> BTreeMap<String, Sent> {
+    let of = |count: &otandem_lab::record::PathCount| {
+        (count.requests, count.offsets.last().copied().unwrap_or(0), count.body_bytes)
+    };
+    lab.counters.paths.iter().map(|(path, count)| (path.clone(), of(count))).collect()
 }
 
 fn tell_device(device: &Device, screen: &Screen, over: &AtomicBool) {

@@ -1,10 +1,11 @@
 //! Finds the agent's binary, or builds it.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 use crate::Error;
+use crate::device::supervise::spawn;
 
 /// Names a binary to test in place of the one that is built.
 const OVERRIDE: &str = "OTANDEM_BIN";
@@ -62,9 +63,6 @@ fn find(show: Show) -> Result<PathBuf, String> {
     let target = folder.parent().ok_or("the profile's folder is in no folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    if show == Show::Progress {
-        command.stderr(Stdio::inherit());
-    }
     // What cargo tells the program that it runs would make it build everything anew that looks at such variables.
     let told = [
         "CARGO_PKG_",
@@ -80,7 +78,7 @@ fn find(show: Show) -> Result<PathBuf, String> {
         }
     }
     let quiet: &[&str] = if show == Show::Progress { &[] } else { &["--quiet"] };
-    let output = command
+    command
         .args(["build", "--package", "otandem", "--bin", "otandem", "--profile", profile])
         .args(quiet)
         .arg("--target-dir")
@@ -88,7 +86,10 @@ fn find(show: Show) -> Result<PathBuf, String> {
         .arg("--manifest-path")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml"))
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::null())
+        .stderr(if show == Show::Progress { Stdio::inherit() } else { Stdio::piped() });
+    let output = spawn(&mut command)
+        .and_then(Child::wait_with_output)
         .map_err(|e| format!("{e}; install Rust, or name a binary by {OVERRIDE}"))?;
     if !output.status.success() {
         return Err(format!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr)));

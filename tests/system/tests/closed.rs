@@ -3,6 +3,7 @@
 use otandem_core::boot::SetId;
 use otandem_lab::{Direction, Force, HttpFault, MqttFault, Operation, Position, Rule, Snapshot, Status};
 use otandem_system_tests::Health;
+use otandem_system_tests::device::Script;
 use otandem_system_tests::pack::Packing;
 use otandem_system_tests::world::World;
 
@@ -52,9 +53,21 @@ fn cancel_while_armed_disarms() {
     let world = World::new();
     let image = world.image("2.0", Health::Good);
     let published = world.publish(&image, Packing::Zstd);
+    world.device.make_gate("written").unwrap();
+    world.device.script(Script::Hook("pre-reboot"), "gate written\n").unwrap();
+    world.job("update", &published.document);
+    world.wait_gate("written");
+    world.wait_lab("the answer to phase written", |lab| {
+        let end = lab.jobs.execution(&world.thing, "update")?.details.as_ref()?.get("phase")? == "written";
+        let (asked, answered) = (Direction::In, Direction::Out);
+        let all =
+            lab.messages(asked, "/update").count() == lab.messages(answered, "/update/accepted").count();
+        (end && all).then_some(())
+    });
     // Without the acknowledgement of the seal the device waits before the reboot.
     world.lab.fault(Rule::always(MqttFault::DropAnswer(Operation::Update)));
-    world.job("update", &published.document);
+    world.device.folder().remove_script(Script::Hook("pre-reboot")).unwrap();
+    world.device.open_gate("written").unwrap();
     world.wait_lab("phase armed", |lab| told(lab, "armed").then_some(()));
     world.lab.clear_faults();
     world.lab.cancel_job("update", Force::Yes).unwrap();

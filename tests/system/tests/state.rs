@@ -133,9 +133,16 @@ impl Tmpfs {
         if !nix::unistd::geteuid().is_root() {
             return None;
         }
-        let option = format!("size={size}");
+        let option = format!("size={size},mode=0700");
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &option, "tmpfs"]).arg(&at).status();
         done.is_ok_and(|status| status.success()).then_some(Self(at))
+    }
+}
+
+impl Tmpfs {
+    fn remount(&self, how: &str) {
+        let option = format!("remount,{how}");
+        assert!(Command::new("mount").args(["-o", &option]).arg(&self.0).status().unwrap().success());
     }
 }
 
@@ -163,8 +170,40 @@ fn full_state_partition_refuses_the_update_before_the_first_byte() {
     let published = world.publish(&image, Packing::Zstd);
     world.run("update", &published.document, Status::Failed, "no state space");
     assert_eq!(world.counters().path(&published.path).body_bytes, 0, "bytes were fetched for nothing");
+    drop(filled);
     fs::remove_file(full).unwrap();
     world.run("again", &published.document, Status::Succeeded, "set B");
+    world.device.power_off().unwrap();
+    world.finish();
+}
+
+#[test]
+fn read_only_state_fetches_nothing_and_the_device_goes_on_when_it_is_writable_again() {
+    let world = World::off(|spec| spec);
+    let state = world.device.folder().path("state");
+    let Some(tmpfs) = Tmpfs::mount(state, "8M") else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    world.device.power_on().unwrap();
+    let first = world.image("1.1", Health::Good);
+    world.run("first", &world.publish(&first, Packing::Zstd).document, Status::Succeeded, "set B");
+    world.device.stop_agent().unwrap();
+    tmpfs.remount("ro");
+    world.device.start_agent().unwrap();
+    world.wait_connected(3);
+    let image = world.image("2.0", Health::Good);
+    let published = world.publish(&image, Packing::Zstd);
+    world.job("update", &published.document);
+    let told = |heard: &Heard| heard.lines("the record cannot be saved").next().map(drop);
+    world.device.wait("a word about it", LIMIT, told).unwrap();
+    let status = world.device.status().unwrap();
+    assert!(status["attention"].to_string().contains("state"), "{status}");
+    assert_eq!(world.counters().path(&published.path).body_bytes, 0, "bytes were fetched for nothing");
+    world.device.stop_agent().unwrap();
+    tmpfs.remount("rw");
+    world.device.start_agent().unwrap();
+    world.expect_end("update", Status::Succeeded, "set A");
     world.device.power_off().unwrap();
     world.finish();
 }

@@ -425,18 +425,24 @@ impl Desk {
         let Some(key) = pending.ask.key().cloned() else { return vec![] };
         let state = answer.state.as_deref().unwrap_or_default();
         match answer.code.as_str() {
-            "ResourceNotFound" => vec![Output::Closed(key, "deleted".into())],
+            "ResourceNotFound" => self.closed(key, "deleted"),
             "InvalidStateTransition" | "VersionMismatch" | "TerminalStateReached"
                 if wire::is_terminal(state) =>
             {
-                vec![Output::Closed(key, state.to_owned())]
+                self.closed(key, state)
             }
             // Without the state in the answer: an IN_PROGRESS that is refused can only mean an ended execution.
-            "InvalidStateTransition" if state.is_empty() => vec![Output::Closed(key, "ended".into())],
+            "InvalidStateTransition" if state.is_empty() => self.closed(key, "ended"),
             "InvalidRequest" => vec![Output::Warn(format!("{key}: progress refused: {}", answer.message))],
             _ if matches!(pending.ask, Ask::Report { armed: false, .. }) => vec![],
             _ => self.retry(pending, now),
         }
+    }
+
+    /// What still waits for an answer about an ended job must not hold up the next one.
+    fn closed(&mut self, key: JobKey, why: &str) -> Vec<Output> {
+        self.forget_reports(&key);
+        vec![Output::Closed(key, why.to_owned())]
     }
 
     fn retry(&mut self, pending: Pending, now: Boottime) -> Vec<Output> {

@@ -238,6 +238,18 @@ fn an_outcome_overtakes_progress_of_the_same_job() {
 }
 
 #[test]
+fn a_report_without_answer_for_an_ended_job_does_not_hold_up_the_next_job() {
+    let mut d = desk();
+    d.up([].iter(), at(0));
+    let lost = one(&d.report(key("j1"), Details::new(), true, at(0)));
+    let alive = one(&d.ask_alive(key("j1"), Details::new(), at(1)));
+    let out = answer(&mut d, &alive, false, refused("InvalidStateTransition", "CANCELED"), 2);
+    assert_eq!(out, vec![Output::Closed(key("j1"), "CANCELED".into())]);
+    let next = one(&d.report(key("j2"), Details::new(), true, at(3)));
+    assert!(next.0.contains("j2") && lost.0.contains("j1"), "{next:?}");
+}
+
+#[test]
 fn hostile_payloads_cost_one_warning() {
     let mut d = desk();
     d.up([].iter(), at(0));

@@ -308,6 +308,9 @@ impl Machine {
             return self.end(Some(Outcome::failed("what was written is not what the job asks for")));
         }
         update.written = images.iter().map(|i| i.sha256).collect();
+        // What was told last is a little behind, and would be told with every later phase.
+        let size = images.iter().map(|i| i.size).fold(0, u64::saturating_add);
+        self.run.progress = Some((size, Some(size)));
         if let Some(why) = self.record.ban(&update.written).filter(|_| !update.retry) {
             return self.end(Some(Outcome::rejected(format!("this image is refused: {why}"))));
         }

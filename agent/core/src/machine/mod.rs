@@ -166,6 +166,12 @@ impl Machine {
         self.record.outbox.iter().filter(move |f| saved || (bad_news && !succeeded(f)))
     }
 
+    /// The record on disk is older than the one here: the last save failed.
+    #[must_use]
+    pub const fn unsaved(&self) -> bool {
+        self.run.unsaved.is_some()
+    }
+
     /// Nothing about this boot is open.
     #[must_use]
     pub const fn settled(&self) -> bool {

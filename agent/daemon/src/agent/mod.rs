@@ -76,6 +76,9 @@ pub struct Parts {
     pub service: Service,
     /// How documents are read on this device; `None` where updates are misconfigured.
     pub rules: Option<JobRules>,
+    /// End of the device certificate's validity, in seconds since 1970, or what is wrong with it; `None` without a
+    /// cloud.
+    pub certificate: Option<Result<u64, String>>,
 }
 
 /// The agent.
@@ -102,8 +105,15 @@ impl Agent {
     /// Puts the parts together; nothing happens before [`Agent::run`].
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
-        let session = status::SessionView::new(link.is_some());
+        let Parts {
+            opened: Opened { machine, first, performer },
+            features,
+            link,
+            service,
+            rules,
+            certificate,
+        } = parts;
+        let session = status::SessionView::new(certificate);
         let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
         Self {
             machine,
@@ -277,6 +287,8 @@ impl Agent {
             }
             Action::Reboot => {
                 self.performer.perform(action, &self.machine)?;
+                // Whoever waits for the end of an update that reboots by itself would only see the connection break.
+                self.answer(&Ok("rebooting".into()));
                 self.rebooting = true;
             }
             Action::Fetch { .. } => {

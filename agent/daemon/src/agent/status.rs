@@ -6,10 +6,15 @@ use serde_json::{Value, json};
 
 use super::Agent;
 
+const DAY: u64 = 24 * 3600;
+/// A certificate that ends sooner than this wants attention.
+const EXPIRY_WARNING: u64 = 30 * DAY;
+
 /// What is known of the session.
 #[derive(Debug)]
 pub(super) struct SessionView {
-    configured: bool,
+    /// End of the certificate's validity, or what is wrong with it; `None` where no cloud is configured.
+    certificate: Option<Result<u64, String>>,
     up: bool,
     /// Why it is away.
     reason: Option<String>,
@@ -18,8 +23,37 @@ pub(super) struct SessionView {
 }
 
 impl SessionView {
-    pub(super) const fn new(configured: bool) -> Self {
-        Self { configured, up: false, reason: None, last_contact: None }
+    pub(super) const fn new(certificate: Option<Result<u64, String>>) -> Self {
+        Self { certificate, up: false, reason: None, last_contact: None }
+    }
+
+    const fn configured(&self) -> bool {
+        self.certificate.is_some()
+    }
+
+    fn expires(&self) -> Option<u64> {
+        self.certificate.as_ref().and_then(|c| c.as_ref().ok()).copied()
+    }
+
+    /// What an operator should look at.
+    fn attention(&self, now: u64, outbox: usize) -> Vec<String> {
+        let mut attention = vec![];
+        if self.configured() && !self.up {
+            let why = self.reason.as_deref().unwrap_or("not connected yet");
+            attention.push(format!("no cloud session: {why}"));
+            if outbox > 0 {
+                attention.push(format!("{outbox} outcomes wait for the cloud"));
+            }
+        }
+        match &self.certificate {
+            Some(Err(why)) => attention.push(why.clone()),
+            Some(Ok(end)) if *end < now + EXPIRY_WARNING => {
+                attention
+                    .push(format!("the device certificate ends in {} days", end.saturating_sub(now) / DAY));
+            }
+            _ => {}
+        }
+        attention
     }
 
     pub(super) fn up(&mut self) {
@@ -54,14 +88,15 @@ impl Agent {
             Some(_) if machine.booted().is_none() => attention.push("which set runs is not known".into()),
             Some(_) => {}
         }
+        if machine.unsaved() {
+            attention.push("the record cannot be saved: check the state directory".into());
+        }
         attention.extend(self.performer.refusal().map(|why| format!("updates are refused: {why}")));
-        if self.session.configured && !self.session.up {
-            let why = self.session.reason.clone().unwrap_or_else(|| "connecting".into());
-            attention.push(format!("no cloud session: {why}"));
+        if let Some(update) = record.state.update().filter(|_| machine.phase() == "trial") {
+            let lacks = machine.waits_for().unwrap_or_default();
+            attention.push(format!("set {} is on trial and waits for {lacks}", update.target));
         }
-        if !record.outbox.is_empty() && !self.session.up {
-            attention.push(format!("{} outcomes wait for the cloud", record.outbox.len()));
-        }
+        attention.extend(self.session.attention(self.performer.wall(), record.outbox.len()));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "features": crate::features::list(),
@@ -80,10 +115,11 @@ impl Agent {
             "late-fallback": record.late_fallback,
             "banned": record.bans.iter().filter(|b| b.why.is_some()).collect::<Vec<_>>(),
             "cloud": {
-                "configured": self.session.configured,
+                "configured": self.session.configured(),
                 "connected": self.session.up,
                 "reason": self.session.reason,
                 "last-contact": self.session.last_contact,
+                "certificate-ends": self.session.expires(),
                 "outbox": record.outbox.len(),
             },
             "attention": attention,
@@ -120,4 +156,35 @@ fn outcome(outcome: &Outcome) -> Value {
         Outcome::Rejected { .. } => "rejected",
     };
     json!({ "outcome": kind, "reason": outcome.reason() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offline_device_has_nothing_to_say_about_the_cloud() {
+        assert!(SessionView::new(None).attention(0, 3).is_empty());
+    }
+
+    #[test]
+    fn a_certificate_that_ends_soon_or_is_broken_wants_attention() {
+        let mut view = SessionView::new(Some(Ok(100 * DAY)));
+        view.up();
+        assert!(view.attention(60 * DAY, 0).is_empty());
+        assert_eq!(view.attention(90 * DAY, 0), ["the device certificate ends in 10 days"]);
+        assert_eq!(view.attention(200 * DAY, 0), ["the device certificate ends in 0 days"]);
+        let mut broken = SessionView::new(Some(Err("key.pem: not there".into())));
+        broken.up();
+        assert_eq!(broken.attention(0, 0), ["key.pem: not there"]);
+    }
+
+    #[test]
+    fn outcomes_that_wait_without_a_session_want_attention() {
+        let mut view = SessionView::new(Some(Ok(u64::MAX - EXPIRY_WARNING)));
+        view.down("refused".into());
+        assert_eq!(view.attention(0, 2), ["no cloud session: refused", "2 outcomes wait for the cloud"]);
+        view.up();
+        assert!(view.attention(0, 2).is_empty());
+    }
 }

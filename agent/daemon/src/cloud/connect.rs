@@ -2,16 +2,16 @@
 //! provisioned later, a clock that is set later) is looked for again.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use otandem_device::cert;
 use tokio::sync::mpsc;
 
 use super::channel::{Ends, Inbound};
-use super::identity::{RETRY, built};
+use super::identity::{RETRY, certificate};
 use super::session::{self, SessionConfig};
 use super::tls::{self, Clock};
-use crate::config::{CloudSettings, Credentials, NetworkSettings};
+use crate::config::{CloudSettings, NetworkSettings};
 
 /// Between two attempts to find what the session needs.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
@@ -65,13 +65,7 @@ pub fn start(
 }
 
 fn tls(cloud: &CloudSettings, clock: &Arc<Clock>) -> Result<Arc<rustls::ClientConfig>, String> {
-    let (cert_path, key_path) = match &cloud.credentials {
-        Credentials::Files { cert, key } => (cert.clone(), key.clone()),
-        Credentials::Store(dir) => (dir.join("cert.pem"), dir.join("key.pem")),
-    };
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let trusted = cert::trusted_now(now, built(), clock.now());
-    let identity = cert::load_identity(&cert_path, &key_path, trusted, built()).map_err(|e| e.to_string())?;
+    let identity = certificate(cloud, clock)?;
     let roots = match &cloud.ca {
         Some(path) => cert::load_roots(path).map_err(|e| e.to_string())?,
         None => tls::system_roots().map_err(|e| e.to_string())?,

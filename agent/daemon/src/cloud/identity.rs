@@ -7,7 +7,7 @@ use otandem_core::jobs::Identity;
 use otandem_device::cert;
 
 use super::tls::{self, Clock};
-use crate::config::{CloudSettings, Settings, ThingName};
+use crate::config::{CloudSettings, Credentials, Settings, ThingName};
 use crate::fetch::HttpConfig;
 
 /// First and longest wait between two attempts to connect or to download.
@@ -44,6 +44,18 @@ pub fn identity(cloud: &CloudSettings, settings: &Settings) -> Result<Identity, 
     let minutes = settings.jobs.on().and_then(|j| j.step_timeout).map(|t| t.as_secs().div_ceil(60));
     let step_timeout = minutes.and_then(|m| u32::try_from(m).ok());
     Ok(Identity { endpoint: cloud.endpoint.clone(), thing, step_timeout })
+}
+
+/// The device's certificate and key, checked.
+///
+/// # Errors
+/// One line: what is wrong with which file.
+pub fn certificate(cloud: &CloudSettings, clock: &Clock) -> Result<cert::Identity, String> {
+    let (cert, key) = match &cloud.credentials {
+        Credentials::Files { cert, key } => (cert.clone(), key.clone()),
+        Credentials::Store(dir) => (dir.join("cert.pem"), dir.join("key.pem")),
+    };
+    cert::load_identity(&cert, &key, clock.now(), built()).map_err(|e| e.to_string())
 }
 
 /// How downloads are made.

@@ -79,6 +79,7 @@ pub(super) fn parts(
     let clock = identity::clock(0);
     let opened = open(settings, Arc::clone(&clock), me.as_ref())?;
     clock.raise(opened.machine.record().wall);
+    let certificate = settings.cloud.on().map(|c| identity::certificate(c, &clock).map(|i| i.not_after));
     let then = session.as_ref().map_or(Then::Reboot, |s| s.then);
     let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
     let (mut features, mut link) = (vec![], None);
@@ -89,7 +90,7 @@ pub(super) fn parts(
         let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
         link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching });
     }
-    Ok(Parts { opened, features, link, service, rules })
+    Ok(Parts { opened, features, link, service, rules, certificate })
 }
 
 fn cloud_features(

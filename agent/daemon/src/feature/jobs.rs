@@ -206,7 +206,8 @@ impl Feature for Jobs {
         let out = self.desk.up(context.machine.sendable(), context.now.boot);
         self.take(context, out);
         self.ask(context);
-        if matches!(context.machine.record().state, State::Armed { .. }) {
+        // A trial begins before there is a session: what it told the cloud was told to nobody.
+        if matches!(context.machine.record().state, State::Armed { .. } | State::Trial { .. }) {
             self.report(context);
         }
     }

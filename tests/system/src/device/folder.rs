@@ -56,6 +56,12 @@ impl Folder {
         self.path("events")
     }
 
+    /// Socket of the service manager.
+    #[must_use]
+    pub fn manager(&self) -> PathBuf {
+        self.path("manager.sock")
+    }
+
     /// What a script waits on until it is let go on.
     #[must_use]
     pub fn gate(&self, name: &str) -> PathBuf {

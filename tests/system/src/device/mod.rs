@@ -1,11 +1,12 @@
 //! A device in a folder, and what can happen to one.
 
 mod folder;
-mod supervise;
+pub(crate) mod supervise;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -126,10 +127,13 @@ impl Device {
             gates: Mutex::default(),
             power: Mutex::new(true),
         });
-        let hearing = supervise::hear_scripts(shared, pipe);
+        let hearing = supervise::hear_scripts(Arc::clone(&shared), pipe);
+        let manager = inner.folder.manager();
+        let socket = UnixDatagram::bind(&manager).map_err(file("bind", &manager))?;
+        let noticing = supervise::hear_notices(shared, socket);
         let rebooting = Arc::clone(&inner);
         let rebooting = std::thread::spawn(move || rebooting.play_reboots());
-        let device = Self { inner, threads: vec![hearing, rebooting] };
+        let device = Self { inner, threads: vec![hearing, noticing, rebooting] };
         device.know(factory);
         Ok(device)
     }
@@ -269,6 +273,14 @@ impl Device {
         self.inner.shared.look(look)
     }
 
+    /// Waits until the agent that runs has told that it is ready: the running set is settled.
+    ///
+    /// # Errors
+    /// [`Error::NotSeen`].
+    pub fn wait_ready(&self, limit: Duration) -> Result<(), Error> {
+        self.wait("a ready agent", limit, |heard| heard.ready.then_some(()))
+    }
+
     /// Waits until a script stands at this gate.
     ///
     /// # Errors
@@ -314,8 +326,12 @@ impl Device {
         let run = || {
             let mut command = Command::new(binary::otandem()?);
             command.arg("--config").arg(self.inner.folder.config()).args(arguments).stdin(Stdio::null());
+            command.env_remove("NOTIFY_SOCKET");
             let program = format!("otandem {}", arguments.join(" "));
-            command.output().map_err(|e| Error::Program { program, why: e.to_string() })
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            supervise::spawn(&mut command)
+                .and_then(std::process::Child::wait_with_output)
+                .map_err(|e| Error::Program { program, why: e.to_string() })
         };
         run()
     }
@@ -375,7 +391,9 @@ impl Drop for Device {
         let told = OpenOptions::new().read(true).write(true).open(&events);
         let told = told.and_then(|mut pipe| pipe.write_all(b"quit\n"));
         self.inner.shared.with(|heard| heard.reboots_due = u32::MAX);
-        if told.is_ok() {
+        let manager = self.inner.folder.manager();
+        let noticed = UnixDatagram::unbound().and_then(|socket| socket.send_to(b"quit", &manager));
+        if told.is_ok() && noticed.is_ok() {
             for thread in self.threads.drain(..) {
                 let _ = thread.join();
             }
@@ -426,9 +444,10 @@ impl Inner {
         let mut command = Command::new(binary::otandem()?);
         command.arg("--config").arg(self.folder.config()).arg("run");
         // Not what this process happens to run in.
-        for name in ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM"] {
+        for name in ["WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM"] {
             command.env_remove(name);
         }
+        command.env("NOTIFY_SOCKET", self.folder.manager());
         supervise::start(&self.shared, command)
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -9,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use otandem_core::boot::SetId;
@@ -57,6 +58,10 @@ pub struct Heard {
     pub reboots_due: u32,
     /// Starts of the agent so far.
     pub starts: u32,
+    /// The agent that runs has told the service manager that it is ready: the running set is settled.
+    pub ready: bool,
+    /// What it told the service manager in words.
+    pub said: Vec<String>,
     pub(super) child: Option<i32>,
     pub(super) ending: bool,
 }
@@ -146,13 +151,14 @@ pub(super) fn start(shared: &Arc<Shared>, mut command: Command) -> Result<(), Er
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let program = command.get_program().to_string_lossy().into_owned();
     let failed = |why: String| Error::Program { program: program.clone(), why };
-    let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let mut child = spawn(&mut command).map_err(|e| failed(e.to_string()))?;
     let pid = i32::try_from(child.id()).map_err(|e| failed(e.to_string()))?;
     shared.with(|heard| {
         heard.starts += 1;
         heard.log.push(format!("---- start {}: process {pid} ----", heard.starts));
         heard.child = Some(pid);
         heard.ending = false;
+        heard.ready = false;
     });
     for stream in [child.stdout.take().map(boxed), child.stderr.take().map(boxed)].into_iter().flatten() {
         let (shared, log) = (Arc::clone(shared), log.try_clone().map_err(file("open", &shared.log))?);
@@ -161,6 +167,15 @@ pub(super) fn start(shared: &Arc<Shared>, mut command: Command) -> Result<(), Er
     let shared = Arc::clone(shared);
     std::thread::spawn(move || reap(&shared, child, pid));
     Ok(())
+}
+
+/// Starts a program with no signal blocked, whatever this thread has blocked: children inherit that.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let mine = SigSet::thread_get_mask()?;
+    SigSet::empty().thread_set_mask()?;
+    let child = command.spawn();
+    mine.thread_set_mask()?;
+    child
 }
 
 fn boxed(stream: impl Read + Send + 'static) -> Box<dyn Read + Send> {
@@ -236,6 +251,28 @@ pub(super) fn cut(shared: &Shared) -> Result<(), Error> {
     });
     let gone = |heard: &Heard| (!heard.running()).then_some(());
     shared.wait("the end of a killed process", Duration::from_secs(20), gone)
+}
+
+/// The service manager: hears what the agent notifies it of until it is told `quit`.
+pub(super) fn hear_notices(shared: Arc<Shared>, socket: UnixDatagram) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(length) = socket.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+            if text == "quit" {
+                break;
+            }
+            shared.with(|heard| {
+                for line in text.lines() {
+                    match line.split_once('=') {
+                        Some(("READY", "1")) => heard.ready = true,
+                        Some(("STATUS", status)) => heard.said.push(status.to_owned()),
+                        _ => {}
+                    }
+                }
+            });
+        }
+    })
 }
 
 /// Hears what scripts tell until it is told `quit`.

@@ -1,0 +1,72 @@
+//! What is fuzzed: every format that comes from outside, bytes in. A target must not panic; what it may return is held
+//! by the tests of each module. `fuzz_targets/` runs these under a fuzzer, `agent/core/tests/corpora.rs` replays
+//! the corpora on a stable compiler.
+
+use otandem_core::{fota, frame, image, jobs, record, seal};
+
+/// What runs on one input.
+pub type Target = fn(&[u8]);
+
+/// Name and function of each target.
+pub const ALL: [(&str, Target); 6] = [
+    ("job_document", job_document),
+    ("jobs_payload", jobs_payload),
+    ("frame", frame_of_a_record),
+    ("record", record_of_a_device),
+    ("seal", seal_of_a_job),
+    ("digest", digest_of_an_image),
+];
+
+/// A job document as text.
+pub fn job_document(data: &[u8]) {
+    if let Ok(document) = fota::parse_text(data) {
+        assert!(!document.images.is_empty(), "an update without an image");
+        for image in &document.images {
+            let sha256 = image.raw.sha256.is_some() || image.file.sha256.is_some();
+            assert!(sha256 || (image.file.md5.is_some() && image.source.starts_with("https:")), "no trust");
+        }
+    }
+}
+
+/// Topic, a zero byte, payload: any message of the broker, at a desk that waits for answers.
+pub fn jobs_payload(data: &[u8]) {
+    let mut parts = data.splitn(2, |b| *b == 0);
+    let (Some(topic), Some(payload)) = (parts.next(), parts.next()) else { return };
+    let me = jobs::Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
+    let mut desk = jobs::Desk::new(me, 1);
+    let now = otandem_core::time::Boottime::default();
+    desk.up([].iter(), now);
+    desk.ask_next(now);
+    desk.message(&String::from_utf8_lossy(topic), payload, now);
+}
+
+/// One copy of the record as it lies on disk.
+pub fn frame_of_a_record(data: &[u8]) {
+    if let Ok(found) = frame::decode(data) {
+        assert!(found.payload.len() < data.len());
+    }
+}
+
+/// The payload of such a copy.
+pub fn record_of_a_device(data: &[u8]) {
+    if let Ok(found) = record::Record::decode(data) {
+        // What was read can be written and read again.
+        if let Ok(bytes) = found.encode() {
+            assert_eq!(record::Record::decode(&bytes).ok(), Some(found));
+        }
+    }
+}
+
+/// The entry of statusDetails.
+pub fn seal_of_a_job(data: &[u8]) {
+    if let Ok(seal) = String::from_utf8_lossy(data).parse::<seal::Seal>() {
+        assert_eq!(seal.to_string().parse(), Ok(seal));
+    }
+}
+
+/// A digest in hex.
+pub fn digest_of_an_image(data: &[u8]) {
+    if let Ok(digest) = String::from_utf8_lossy(data).parse::<image::Sha256>() {
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+    }
+}
