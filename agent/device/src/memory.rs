@@ -1,4 +1,5 @@
-//! How much memory the allocator keeps of what was given back to it.
+//! How much memory the allocator keeps of what was given back to it. A daemon that sleeps all day should not hold what
+//! its start or an installation needed.
 
 /// Pieces from this size on come from the kernel and go back to it at once, always (the C library would raise it when
 /// the first such piece is freed): the buffers of an installation, and not the pieces that the network gives, for which
@@ -6,13 +7,17 @@
 #[cfg(target_env = "gnu")]
 const FROM_KERNEL: nix::libc::c_int = 1 << 20;
 
-/// Tells the allocator to be thrifty: a daemon that sleeps all day should not hold what its start or an installation
-/// needed. To be called before other threads run. Only the GNU C library has to be told.
+/// So much may be free at the end of the heap before it goes back by itself: with less, the heap would shrink and grow
+/// with every piece of a download.
+#[cfg(target_env = "gnu")]
+const KEPT: nix::libc::c_int = 1 << 20;
+
+/// Tells the allocator to be thrifty. To be called before other threads run. Only the GNU C library has to be told.
 pub fn be_thrifty() {
     #[cfg(target_env = "gnu")]
     {
-        use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, mallopt};
-        for (what, value) in [(M_MMAP_THRESHOLD, FROM_KERNEL), (M_ARENA_MAX, 1)] {
+        use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt};
+        for (what, value) in [(M_MMAP_THRESHOLD, FROM_KERNEL), (M_TRIM_THRESHOLD, KEPT), (M_ARENA_MAX, 1)] {
             // SAFETY: sets numbers inside the allocator. One that it refuses keeps its default.
             unsafe { mallopt(what, value) };
         }

@@ -12,6 +12,7 @@ use otandem_core::update::Outcome;
 use otandem_device::install::{
     self, Class, Fetch, FetchError, FileFetch, Observer, Opened, Plan, Progress, Stopped,
 };
+use otandem_device::memory;
 use tokio::sync::mpsc;
 
 use crate::fetch::{HttpConfig, HttpSource, Refresh};
@@ -101,6 +102,7 @@ impl Worker {
         let (go, wait) = blocking::channel();
         let flag = Arc::clone(&stop);
         let thread = std::thread::Builder::new().name("install".into()).spawn(move || {
+            memory::give_back();
             let event = run(&terms, &images, resume.as_ref(), &tell, wait, &flag);
             if let Some(event) = event.filter(|_| !flag.load(Ordering::Relaxed)) {
                 let _ = tell.send(Work::Event(Box::new(event)));

@@ -1,7 +1,7 @@
 //! The few large buffers through which every byte of an image goes.
 
 /// Bytes of one buffer, of one write and of a slot's head. Large enough that the cost of a call does not show,
-/// small enough that three of them fit the memory budget.
+/// small enough that two of them fit the memory budget.
 pub(crate) const BUFFER: usize = 1 << 20;
 
 /// Memory and offsets for direct I/O are multiples of this; it covers every logical block size in use.

@@ -20,12 +20,12 @@ use super::verify::{self, Reading};
 use super::write::Writing;
 use super::{Phase, ReadBack, Run, Written};
 
-/// Pieces of the source that wait for the decoder. Each can be half a MiB where the network is fast; hiccups are
-/// bridged by the kernel's buffers.
-const PIECES: usize = 0;
+/// Pieces of the source that wait for the decoder, besides the one that it works on and the one that the receiving thread
+/// holds out to it. Each can be half a MiB where the network is fast, and the kernel's buffers bridge the hiccups.
+const PIECES: usize = 1;
 
-/// Large buffers in turn: one is filled, one waits, one is written.
-const BUFFERS: usize = 3;
+/// Large buffers in turn: one is filled while one is written. A third makes nothing faster that was measured.
+const BUFFERS: usize = 2;
 
 /// A slot without a restart point gets a word in the log once it is past this many bytes.
 const ONE_FRAME: u64 = 64 << 20;
