@@ -286,7 +286,10 @@ impl<'a> Object<'a> {
 
     fn url(&self, name: &str) -> Result<Option<String>, Outcome> {
         let Some(text) = self.text(name, MAX_URL)? else { return Ok(None) };
-        let url = Url::parse(text).map_err(|e| self.wrong(name, &format!("not a URL: {e}")))?;
+        let url = Url::parse(text).map_err(|e| {
+            let hint = if text.is_ascii() { "" } else { "; write its host in ASCII (xn--...)" };
+            self.wrong(name, &format!("not a URL: {e}{hint}"))
+        })?;
         match url.scheme() {
             "http" | "https" if url.has_host() => Ok(Some(url.to_string())),
             "http" | "https" => Err(self.wrong(name, "has no host")),
@@ -316,6 +319,21 @@ mod tests {
         match parse(document) {
             Err(Outcome::Rejected { reason }) => reason,
             other => panic!("not rejected: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_host_beyond_ascii_is_refused_with_a_hint_and_taken_in_its_ascii_form() {
+        let mut document = seed();
+        document["bc_url"] = json!("https://bücher.example/fw");
+        let reason = refusal(&document);
+        assert!(reason.contains("bc_url") && reason.contains("xn--"), "{reason}");
+        for (url, taken) in [
+            ("https://xn--bcher-kva.example/fw", "https://xn--bcher-kva.example/fw"),
+            ("https://h/bücher", "https://h/b%C3%BCcher"),
+        ] {
+            document["bc_url"] = json!(url);
+            assert_eq!(parse(&document).unwrap().images[0].source, taken);
         }
     }
 
