@@ -96,6 +96,11 @@ impl Jobs {
                 Output::Closed(key, why) => self.closed(context, &key, why),
                 Output::Acknowledged(key) => {
                     context.events.push(Event::Cloud(Cloud::Acknowledged(key)));
+                    // The end of one job makes room for the next; the hint to ask may have come before.
+                    if context.machine.ready() && self.running.is_none() {
+                        self.asking = true;
+                        todo.extend(self.desk.ask_next(context.now.boot));
+                    }
                 }
                 Output::SealAcknowledged(key) if Self::open_job(context.machine) == Some(key.clone()) => {
                     context.events.push(Event::Cloud(Cloud::SealAcknowledged));
