@@ -61,7 +61,10 @@ impl Jobs {
             Some(key) if Self::before_reboot(context.machine) => {
                 self.desk.ask_alive(key, details(context.machine), now)
             }
-            _ if trial || (context.machine.ready() && self.running.is_none()) => {
+            // A device that cannot save asks as well: its job is told why, rather than left waiting.
+            _ if trial
+                || ((context.machine.ready() || context.machine.unsaved()) && self.running.is_none()) =>
+            {
                 self.asking = true;
                 self.desk.ask_next(now)
             }
