@@ -3,8 +3,12 @@
 
 mod model;
 
+use std::collections::BTreeMap;
+
 use model::{Content, Firmware, Palette, Setup, Status, Step, World, steps};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 fn any_setup() -> impl Strategy<Value = Setup> {
     let b = prop_oneof![
@@ -14,7 +18,14 @@ fn any_setup() -> impl Strategy<Value = Setup> {
         Just(Content::Complete(Firmware::sick(2))),
     ];
     (1..3u8, any::<bool>(), any::<bool>(), b, any::<bool>()).prop_map(
-        |(tries, record_shared, window, b, settled)| Setup { tries, record_shared, window, b, settled },
+        |(tries, record_shared, window, b, settled)| Setup {
+            tries,
+            record_shared,
+            window,
+            b,
+            settled,
+            writes_down: false,
+        },
     )
 }
 
@@ -39,7 +50,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 proptest! {
-    #![proptest_config(config(1700))]
+    #![proptest_config(config(3000))]
 
     #[test]
     fn jobs_end_truly_whatever_cloud_hooks_and_images_do(
@@ -90,10 +101,49 @@ proptest! {
     }
 }
 
+/// Without it the properties could hold because nothing ever happens.
+#[test]
+fn histories_come_to_every_kind_of_end() {
+    let mut runner = TestRunner::deterministic();
+    let all = Palette { records: true, environment: true, people: true, faults: true };
+    let histories = (any_setup(), steps(all));
+    let mut ends: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut note = |end: &'static str, came: bool| *ends.entry(end).or_default() += u32::from(came);
+    for _ in 0..1000 {
+        let (setup, steps) = histories.new_tree(&mut runner).expect("a history").current();
+        let world = live_through(setup, &steps);
+        for job in 0..world.jobs.len() {
+            note("succeeded", world.status(job) == Status::Told("SUCCEEDED"));
+            note("failed", world.status(job) == Status::Told("FAILED"));
+            note("rejected", world.status(job) == Status::Told("REJECTED"));
+            note("ended by the cloud", world.status(job) == Status::Ended);
+        }
+        let Some(record) = world.machine.as_ref().map(otandem_core::machine::Machine::record) else {
+            continue;
+        };
+        let reasons =
+            record.finished.iter().filter_map(|f| f.outcome.as_ref()).map(|o| o.reason().to_owned());
+        let reasons: Vec<String> = reasons.collect();
+        let said = |start: &str| reasons.iter().any(|r| r.starts_with(start));
+        note("rolled back", said("rolled back"));
+        note("not tried", said("bootloader did not try"));
+        note("state lost", said("state lost"));
+        note("not armed", said("not armed"));
+        note("disk", said("the record cannot be saved"));
+        note("put off", said("put off"));
+        note("wrong set", said("the device left the set"));
+        note("dropped", said("dropped on the device"));
+        note("late fallback", record.late_fallback);
+        note("banned", record.bans.iter().any(|b| b.why.is_some()));
+    }
+    let never: Vec<_> = ends.iter().filter(|(_, n)| **n == 0).collect();
+    assert!(never.is_empty(), "never came to {never:?} of {ends:?}");
+    assert!(ends["succeeded"] > 300, "{ends:?}");
+}
+
 proptest! {
     #![proptest_config(config(500))]
 
-    /// Without it the properties above could hold because nothing ever happens.
     #[test]
     fn a_good_image_arrives_wherever_power_fails(
         tries in 1..3u8,

@@ -1,7 +1,11 @@
 //! Jobs that the cloud ends by itself.
 
+use std::time::Duration;
+
 use otandem_core::boot::SetId;
-use otandem_lab::{Direction, Force, HttpFault, MqttFault, Operation, Position, Rule, Snapshot, Status};
+use otandem_lab::{
+    Direction, Force, HttpFault, JobSpec, MqttFault, Operation, Position, Rule, Snapshot, Status,
+};
 use otandem_system_tests::Health;
 use otandem_system_tests::device::Script;
 use otandem_system_tests::pack::Packing;
@@ -106,8 +110,40 @@ fn deleted_and_created_again_is_another_job() {
     world.job("update", &published.document);
     world.wait_sent(&published.path, stop);
     world.lab.delete_job("update", Force::Yes).unwrap();
-    world.lab.advance(std::time::Duration::from_secs(5));
+    world.lab.advance(Duration::from_secs(5));
     let other = world.image("3.0", Health::Good);
     world.run("update", &world.publish(&other, Packing::Zstd).document, Status::Succeeded, "3.0");
+    world.finish();
+}
+
+#[test]
+fn job_that_times_out_in_the_cloud_is_stopped_and_the_next_is_served() {
+    let world = World::new();
+    let image = world.image("2.0", Health::Good);
+    let published = world.publish(&image, Packing::Zstd);
+    let stop = published.file_size as u64 / 2;
+    world.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&published.path));
+    let mut spec = JobSpec::new("update", &world.thing, &published.document.to_string());
+    spec.in_progress_timeout = Some(Duration::from_secs(3600));
+    world.lab.create_job(&spec).unwrap();
+    world.wait_sent(&published.path, stop);
+    world.lab.advance(Duration::from_secs(3700));
+    next_job_is_served(&world, "3.0");
+    world.wait_status("update", Status::TimedOut);
+    assert_silent(&world, "update");
+    world.finish();
+}
+
+#[test]
+fn job_without_the_time_for_reboot_and_trial_is_not_armed() {
+    let world = World::new();
+    let image = world.image("2.0", Health::Good);
+    let published = world.publish(&image, Packing::Zstd);
+    let mut spec = JobSpec::new("update", &world.thing, &published.document.to_string());
+    spec.in_progress_timeout = Some(Duration::from_secs(60));
+    world.lab.create_job(&spec).unwrap();
+    world.expect_end("update", Status::Failed, "too little time left");
+    assert_eq!(world.device.look(|heard| heard.boots.len()), 1);
+    next_job_is_served(&world, "3.0");
     world.finish();
 }

@@ -55,6 +55,11 @@ pub fn intake(execution: &Execution, machine: &Machine, rules: &JobRules) -> Int
         let outcome = Outcome::failed(format!("this device takes no update: {why}"));
         return Intake::Event(Box::new(Event::Refuse(key.clone(), outcome)));
     }
+    let held = machine.record().state.update().is_some_and(|u| u.origin != Origin::Adopted);
+    if machine.unsaved() && !held {
+        let outcome = Outcome::failed("the record cannot be saved: check the state directory");
+        return Intake::Event(Box::new(Event::Refuse(key.clone(), outcome)));
+    }
     let seal = execution.details.get(seal::DETAIL).and_then(|s| s.parse::<Seal>().ok()).filter(Seal::armed);
     if let Some(seal) = seal {
         return sealed(execution, seal, machine, rules);

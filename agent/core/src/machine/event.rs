@@ -123,7 +123,8 @@ pub enum Event {
     Failed(Box<Action>, String),
     /// An update, validated; only while [`super::Machine::ready`].
     Offer(Box<Update>),
-    /// A job that is refused without being taken; only while [`super::Machine::ready`].
+    /// A job that ends here without being an update: refused, or done by another function. Taken while
+    /// [`super::Machine::ready`]; and, since such a device takes no job at all, while the record cannot be saved.
     Refuse(JobKey, Outcome),
     /// The images can be had, fit, and decode; nothing was written.
     Ready,

@@ -108,14 +108,16 @@ impl Machine {
         if self.record.finished(&key).is_some() {
             return self.answer_again(&key);
         }
-        if !self.ready() {
+        // A device that cannot save takes no job, and says so rather than letting it wait.
+        let unsaved = self.run.unsaved.is_some();
+        if !self.ready() && !unsaved {
             return vec![];
         }
         self.run.disk_armed = false;
         let outcome = Some(outcome.clipped());
         self.record.last.clone_from(&outcome);
         self.record.finish(Finished { key, outcome, seal: None }, true);
-        vec![Action::Save, Action::Flush]
+        if unsaved { vec![Action::Flush] } else { vec![Action::Save, Action::Flush] }
     }
 
     /// A known execution is answered with what is known of it (UPDATE-RULES 5.1).

@@ -286,6 +286,9 @@ impl Machine {
 
             (Idle, Event::Offer(update)) => self.accept(*update, now),
             (Idle, Event::Refuse(key, outcome)) => self.refuse_job(key, outcome),
+            (Trial { update, .. }, Event::Refuse(key, outcome)) if update.origin == Origin::Adopted => {
+                self.refuse_job(key, outcome)
+            }
             (_, Event::Offer(update)) => self.not_taken(&update),
             (Idle | Trial { .. }, Event::Cloud(Cloud::Sealed { update, seal })) => {
                 self.sealed(*update, &seal, now)

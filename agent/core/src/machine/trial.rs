@@ -54,8 +54,14 @@ impl Machine {
             return if idle { self.accept(update, now) } else { vec![] };
         }
         (update.target, update.from) = (seal.target, seal.from);
+        if self.holds_another(seal) {
+            let text = format!("state lost; set {} holds another image by now", seal.target);
+            let key = update.origin.job().filter(|_| idle).cloned();
+            return key.map_or_else(Vec::new, |key| self.refuse_job(key, Outcome::failed(text)));
+        }
         if booted == seal.target {
-            self.run.cloud = true;
+            // As a job it has somewhere to go back to, and deadlines.
+            (self.run.cloud, self.run.stays) = (true, false);
             self.enter(State::Trial { update, boot_id: self.boot_id(), started: now.boot.into() });
             let mut actions = vec![Action::CheckHealth, Action::Save];
             if self.run.health == Some(Health::Passed) {
@@ -68,6 +74,12 @@ impl Machine {
         }
         self.record.state = State::Armed { update, boot_id: seal.boot_id.clone() };
         self.drop_armed(Cause::NotTried, &format!("state lost; set {} is not running", seal.target))
+    }
+
+    /// After the record was lost something else was installed there, and that is known.
+    fn holds_another(&self, seal: &Seal) -> bool {
+        let slots = self.record.slots(seal.target);
+        !slots.is_empty() && !slots.values().any(|s| s.sha256.to_string() == seal.digest)
     }
 
     pub(super) fn trial_health(&mut self, health: Health, now: Now) -> Vec<Action> {

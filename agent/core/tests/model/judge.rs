@@ -20,7 +20,6 @@ impl World {
         let Some(machine) = self.machine.take() else { return };
         let record = machine.record();
         assert!(record.resumes <= MAX_RESUMES + 1, "taken up {} times", record.resumes);
-        assert!(record.encode().is_ok(), "the record does not fit its store");
 
         self.follow_update(&record.state);
         for finished in &record.outbox {
@@ -74,7 +73,9 @@ impl World {
 
     fn judge_outcome(&mut self, finished: &Finished) {
         let outcome = finished.outcome.as_ref().expect("what waits to be sent says how it ended");
-        if let Some(before) = self.seen.get(&finished.key) {
+        // An old copy of the record may come to another end than the one it forgot: the cloud, which was told that one,
+        // takes no second.
+        if let Some(before) = self.seen.get(&finished.key).filter(|_| !self.stale) {
             assert_eq!(*before, kind(outcome), "{} ended twice: {outcome:?}", finished.key);
         }
         let judged = (finished.key.clone(), kind(outcome));

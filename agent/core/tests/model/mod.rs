@@ -88,11 +88,20 @@ pub struct Setup {
     pub b: Content,
     /// The device was settled before; else it starts without a record.
     pub settled: bool,
+    /// Every action is written down, for tests that ask in which order they came.
+    pub writes_down: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { tries: 1, record_shared: true, window: false, b: Content::Empty, settled: true }
+        Self {
+            tries: 1,
+            record_shared: true,
+            window: false,
+            b: Content::Empty,
+            settled: true,
+            writes_down: true,
+        }
     }
 }
 
@@ -129,6 +138,7 @@ pub struct World {
     pub answers: Vec<Result<String, String>>,
     pub said: Vec<String>,
     pub done: Vec<String>,
+    writes_down: bool,
 
     // The cloud.
     pub jobs: Vec<Job>,
@@ -190,6 +200,7 @@ impl World {
             answers: vec![],
             said: vec![],
             done: vec![],
+            writes_down: setup.writes_down,
             jobs: vec![],
             firmwares: vec![Firmware::good(1)],
             urls: 0,

@@ -87,7 +87,7 @@ impl World {
 
     fn act(&mut self, action: &Action) -> End {
         self.judge_action(action);
-        if self.done.len() < 400 {
+        if self.writes_down {
             self.done.push(format!("{action:?}"));
         }
         let boot: fn(&mut super::Env, SetId) = match action {

@@ -45,6 +45,8 @@ pub enum Step {
         digest_known: bool,
         retry: bool,
         then: Then,
+        /// With the image of an earlier one, if it is in the list.
+        known: Option<u8>,
     },
     JobAgain {
         recreated: bool,
@@ -137,12 +139,13 @@ pub fn steps(palette: Palette) -> impl Strategy<Value = Vec<Step>> {
         (2, Just(Step::Reboots).boxed()),
         (
             6,
-            (any_firmware(), any::<bool>(), any::<bool>(), any_then())
-                .prop_map(|(like, digest_known, retry, then)| Step::NewJob {
+            (any_firmware(), any::<bool>(), any::<bool>(), any_then(), prop::option::weighted(0.3, 0..4u8))
+                .prop_map(|(like, digest_known, retry, then, known)| Step::NewJob {
                     like,
                     digest_known,
                     retry,
                     then,
+                    known,
                 })
                 .boxed(),
         ),
@@ -160,7 +163,7 @@ pub fn steps(palette: Palette) -> impl Strategy<Value = Vec<Step>> {
         kinds.extend([
             (6, any_fault().prop_map(Step::Fault).boxed()),
             (1, any::<bool>().prop_map(Step::DiskBroken).boxed()),
-            (1, any::<bool>().prop_map(Step::BootloaderBroken).boxed()),
+            (2, any::<bool>().prop_map(Step::BootloaderBroken).boxed()),
             (3, Just(Step::AgentDies).boxed()),
             (3, Just(Step::PowerCut).boxed()),
             (1, Just(Step::DeadMan).boxed()),
@@ -219,8 +222,9 @@ impl World {
             Step::Reboots if self.rebooting => self.reset(),
             Step::Reboots => {}
 
-            Step::NewJob { like, digest_known, retry, then } => {
-                let firmware = self.firmware(*like);
+            Step::NewJob { like, digest_known, retry, then, known } => {
+                let known = known.and_then(|k| self.firmwares.iter().rev().nth(usize::from(k)).copied());
+                let firmware = known.unwrap_or_else(|| self.firmware(*like));
                 let job = self.new_job(firmware);
                 (self.jobs[job].digest_known, self.jobs[job].retry) = (*digest_known, *retry);
                 self.jobs[job].then = *then;

@@ -23,6 +23,19 @@ fn known_execution_is_answered_from_what_is_known() {
 }
 
 #[test]
+fn known_execution_that_failed_is_not_settled_a_second_time_by_its_seal() {
+    let (mut world, job) = device_in("trial", Firmware::sick(0));
+    finish(&mut world);
+    let key = world.jobs[job].key.clone();
+    let before = world.record().finished(&key).cloned();
+    world.jobs[job].status = Status::InProgress;
+    assert!(world.jobs[job].seal.is_some());
+    finish(&mut world);
+    assert_eq!(told(&world, job), "FAILED");
+    assert_eq!(world.record().finished(&key).cloned(), before);
+}
+
+#[test]
 fn execution_that_the_cloud_ended_and_offers_again_fails() {
     let (mut world, job) = device_in("writing", Firmware::good(0));
     world.cloud_ends(Status::Ended);

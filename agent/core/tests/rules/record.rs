@@ -238,6 +238,38 @@ fn lost_record_and_a_sick_armed_set_fails_the_job() {
 }
 
 #[test]
+fn lost_record_and_a_sick_set_that_stays_ends_its_job_when_the_cloud_tells_of_it() {
+    let (mut world, job) = device_in("trial", Firmware::sick(0));
+    world.disk = None;
+    world.env.mark_bad(SetId::A);
+    world.start_agent();
+    world.wait();
+    assert_eq!((world.phase(), world.settled), ("trial", true));
+    world.talk();
+    finish(&mut world);
+    assert_eq!((world.booted, told(&world, job)), (Some(SetId::A), "FAILED"));
+}
+
+#[test]
+fn lost_record_and_another_image_in_the_armed_set_is_no_success() {
+    let (mut world, job) = device_in("trial", Firmware::good(0));
+    world.disk = None;
+    world.reset();
+    assert_eq!(world.booted, Some(SetId::A));
+    // Settled and updated by hand before the cloud is reached.
+    world.feed(Event::Health(Health::Passed));
+    let firmware = world.firmware(Firmware::good(0));
+    let update = world.local_update(firmware, Then::Reboot);
+    world.feed(Event::Offer(Box::new(update)));
+    go_to(&mut world, "trial");
+    world.feed(Event::Health(Health::Passed));
+    assert_eq!((world.booted, world.phase()), (Some(SetId::B), "idle"));
+    finish(&mut world);
+    assert_eq!((world.running(), told(&world, job)), (Some(firmware), "FAILED"));
+    assert!(world.env.listed(SetId::B));
+}
+
+#[test]
 fn lost_record_settled_before_the_cloud_is_reached_still_succeeds() {
     let (mut world, job) = device_in("trial", Firmware::good(0));
     world.disk = None;

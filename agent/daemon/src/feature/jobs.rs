@@ -61,7 +61,10 @@ impl Jobs {
             Some(key) if Self::before_reboot(context.machine) => {
                 self.desk.ask_alive(key, details(context.machine), now)
             }
-            _ if trial || (context.machine.ready() && self.running.is_none()) => {
+            // A device that cannot save asks as well: its job is told why, rather than left waiting.
+            _ if trial
+                || ((context.machine.ready() || context.machine.unsaved()) && self.running.is_none()) =>
+            {
                 self.asking = true;
                 self.desk.ask_next(now)
             }
@@ -96,6 +99,11 @@ impl Jobs {
                 Output::Closed(key, why) => self.closed(context, &key, why),
                 Output::Acknowledged(key) => {
                     context.events.push(Event::Cloud(Cloud::Acknowledged(key)));
+                    // The end of one job makes room for the next; the hint to ask may have come before.
+                    if context.machine.ready() && self.running.is_none() {
+                        self.asking = true;
+                        todo.extend(self.desk.ask_next(context.now.boot));
+                    }
                 }
                 Output::SealAcknowledged(key) if Self::open_job(context.machine) == Some(key.clone()) => {
                     context.events.push(Event::Cloud(Cloud::SealAcknowledged));
