@@ -1,4 +1,4 @@
-//! The FOTA job document: bytes from the cloud in, a checked document or a refusal out (DESIGN 4).
+//! The FOTA job document: bytes from the cloud in, a checked document or a refusal out.
 //!
 //! Nothing here knows the device: whether the document fits it is decided in [`crate::plan`].
 

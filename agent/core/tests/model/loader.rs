@@ -1,4 +1,4 @@
-//! A bootloader in a few lines: `BOOT_ORDER` and `BOOT_x_LEFT`, with the counting of DESIGN 6.
+//! A bootloader in a few lines: `BOOT_ORDER` and `BOOT_x_LEFT`, counting as the shipped boot scripts do.
 
 use otandem_core::boot::{SetId, SetState};
 
