@@ -207,22 +207,25 @@ fn parse_mount(line: &str) -> Option<Mount> {
     let mut right = right.split(' ');
     Some(Mount {
         dev: left.get(2)?.parse().ok()?,
-        at: unescape(left.get(4)?).into(),
+        at: text(left.get(4)?).into(),
         fs: right.next()?.to_owned(),
-        source: unescape(right.next()?).into(),
-        options: right.next().map(unescape).unwrap_or_default(),
+        source: text(right.next()?).into(),
+        options: right.next().map(text).unwrap_or_default(),
     })
 }
 
-/// Undoes the kernel's `\040` for bytes that would break its lists.
-fn unescape(text: &str) -> String {
+fn text(escaped: &str) -> String {
+    String::from_utf8_lossy(&unescape(escaped.as_bytes())).into_owned()
+}
+
+/// Undoes the `\040` that the kernel writes for bytes which would break its lists.
+pub(crate) fn unescape(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| first == b'\\');
-        let value =
-            octal.and_then(|o| std::str::from_utf8(o).ok()).and_then(|o| u8::from_str_radix(o, 8).ok());
-        match value {
+        let octal = tail.get(..3).filter(|d| first == b'\\' && d.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let value = octal.map(|d| d.iter().fold(0u32, |n, d| n * 8 + u32::from(d - b'0')));
+        match value.and_then(|v| u8::try_from(v).ok()) {
             Some(byte) => {
                 out.push(byte);
                 rest = &tail[3..];
@@ -233,7 +236,7 @@ fn unescape(text: &str) -> String {
             }
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 /// The mount on which `path` lies: the deepest, and of those the last, which hides the earlier ones.
@@ -387,7 +390,7 @@ mod tests {
                 let _ = cmdline_values(t, "otandem.set");
                 let _ = parse_mountinfo(t);
                 split_colons(t);
-                unescape(t);
+                unescape(t.as_bytes());
                 let _ = t.parse::<Dev>();
             }
         }

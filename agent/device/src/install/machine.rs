@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
-
 use super::error::InstallError;
-use super::mounts::{self, DevNum, Device, Evidence, InUse};
+use super::mounts::{self, Device, Evidence, InUse};
+use crate::machine::{Dev, block_device};
 
 /// What is in use on this machine now.
 pub(crate) fn in_use() -> Result<InUse, InstallError> {
@@ -21,20 +19,9 @@ pub(crate) fn in_use() -> Result<InUse, InstallError> {
         other => other?,
     };
     let named = mounts::sources(&mountinfo).into_iter().chain(mounts::swaps(&swaps));
-    let nodes: BTreeMap<PathBuf, DevNum> =
-        named.filter_map(|path| block_number(&path).map(|number| (path, number))).collect();
+    let nodes: BTreeMap<PathBuf, Dev> =
+        named.filter_map(|path| block_device(&path).map(|number| (path, number))).collect();
     Ok(InUse::new(Evidence { mountinfo, swaps, devices: devices(Path::new("/sys/dev/block"))?, nodes }))
-}
-
-/// The number that the kernel gives in one word.
-#[allow(clippy::useless_conversion, reason = "the types differ between 32 and 64 bits")]
-pub(crate) fn number(raw: u64) -> DevNum {
-    DevNum { major: major(raw).into(), minor: minor(raw).into() }
-}
-
-fn block_number(path: &Path) -> Option<DevNum> {
-    let meta = fs::metadata(path).ok()?;
-    meta.file_type().is_block_device().then(|| number(meta.rdev()))
 }
 
 fn read(path: &str) -> Result<Vec<u8>, InstallError> {
@@ -50,11 +37,7 @@ fn devices(directory: &Path) -> Result<Vec<Device>, InstallError> {
 
 fn device(link: &Path) -> Option<Device> {
     let directory = fs::canonicalize(link).ok()?;
-    let of = |directory: &Path| {
-        let text = fs::read_to_string(directory.join("dev")).ok()?;
-        let (major, minor) = text.trim().split_once(':')?;
-        Some(DevNum { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    };
+    let of = |directory: &Path| fs::read_to_string(directory.join("dev")).ok()?.parse::<Dev>().ok();
     let slaves = fs::read_dir(directory.join("slaves")).into_iter().flatten();
     let backing = fs::read_to_string(directory.join("loop/backing_file"))
         .or_else(|_| fs::read_to_string(directory.join("../loop/backing_file")))

@@ -10,21 +10,16 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// Device number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct DevNum {
-    pub(crate) major: u64,
-    pub(crate) minor: u64,
-}
+use crate::machine::{self, Dev};
 
 /// One block device, as `/sys/dev/block` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Device {
-    pub(crate) number: DevNum,
+    pub(crate) number: Dev,
     /// The disk that it is a partition of.
-    pub(crate) parent: Option<DevNum>,
+    pub(crate) parent: Option<Dev>,
     /// What it is made of: device-mapper, RAID.
-    pub(crate) slaves: Vec<DevNum>,
+    pub(crate) slaves: Vec<Dev>,
     /// The file behind a loop device.
     pub(crate) backing: Option<PathBuf>,
 }
@@ -38,13 +33,13 @@ pub(crate) struct Evidence {
     pub(crate) swaps: Vec<u8>,
     pub(crate) devices: Vec<Device>,
     /// Device nodes named as the source of a mount or of swap.
-    pub(crate) nodes: BTreeMap<PathBuf, DevNum>,
+    pub(crate) nodes: BTreeMap<PathBuf, Dev>,
 }
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Mount {
-    device: DevNum,
+    device: Dev,
     point: PathBuf,
     source: PathBuf,
     /// `lowerdir`, `upperdir`, `workdir` of an overlay.
@@ -54,11 +49,11 @@ struct Mount {
 /// What is in use, and why.
 #[derive(Debug, Default)]
 pub(crate) struct InUse {
-    devices: BTreeMap<DevNum, Device>,
-    used: BTreeMap<DevNum, String>,
+    devices: BTreeMap<Dev, Device>,
+    used: BTreeMap<Dev, String>,
     swap_files: Vec<PathBuf>,
     /// The disks below `/`; empty if they cannot be told.
-    root_disks: BTreeSet<DevNum>,
+    root_disks: BTreeSet<Dev>,
 }
 
 impl InUse {
@@ -95,14 +90,14 @@ impl InUse {
             all.root_disks = parts.into_iter().map(|d| all.disk(d)).collect();
             // Of a stack only the bottom is a disk: what has parts of its own is not.
             let stacked =
-                |d: &DevNum| all.devices.get(d).is_some_and(|d| !d.slaves.is_empty() || d.backing.is_some());
+                |d: &Dev| all.devices.get(d).is_some_and(|d| !d.slaves.is_empty() || d.backing.is_some());
             all.root_disks = all.root_disks.iter().copied().filter(|d| !stacked(d)).collect();
         }
         all
     }
 
     /// Why `target` must not be written; `None` if nothing uses it.
-    pub(crate) fn refusal(&self, target: DevNum) -> Option<String> {
+    pub(crate) fn refusal(&self, target: Dev) -> Option<String> {
         if let Some(why) = self.used.get(&target) {
             return Some(why.clone());
         }
@@ -118,16 +113,16 @@ impl InUse {
     }
 
     /// Whether writing one changes bytes of the other.
-    pub(crate) fn overlap(&self, a: DevNum, b: DevNum) -> bool {
+    pub(crate) fn overlap(&self, a: Dev, b: Dev) -> bool {
         let below = |d| self.parts(&BTreeSet::from([d]), &[], &BTreeMap::new());
         let (a, b) = (below(a), below(b));
         a.iter().any(|a| b.iter().any(|b| a == b || self.above(*a).contains(b) || self.above(*b).contains(a)))
     }
 
     /// Whether all of `target` is on the disks of `/`.
-    pub(crate) fn beside_root(&self, target: DevNum) -> bool {
+    pub(crate) fn beside_root(&self, target: Dev) -> bool {
         let parts = self.parts(&BTreeSet::from([target]), &[], &BTreeMap::new());
-        let bottom = |d: &DevNum| self.devices.get(d).is_none_or(|d| d.slaves.is_empty());
+        let bottom = |d: &Dev| self.devices.get(d).is_none_or(|d| d.slaves.is_empty());
         let mut disks = parts.iter().filter(|d| bottom(d)).map(|d| self.disk(*d)).peekable();
         disks.peek().is_some() && disks.all(|d| self.root_disks.contains(&d))
     }
@@ -142,7 +137,7 @@ impl InUse {
     }
 
     /// The disks and partitions that `device` is a partition of.
-    fn above(&self, device: DevNum) -> Vec<DevNum> {
+    fn above(&self, device: Dev) -> Vec<Dev> {
         let mut above = Vec::new();
         let mut at = device;
         while let Some(parent) = self.devices.get(&at).and_then(|d| d.parent) {
@@ -155,19 +150,19 @@ impl InUse {
         above
     }
 
-    fn disk(&self, device: DevNum) -> DevNum {
+    fn disk(&self, device: Dev) -> Dev {
         self.above(device).last().copied().unwrap_or(device)
     }
 
     /// `devices` and everything that they are made of.
     fn parts(
         &self,
-        devices: &BTreeSet<DevNum>,
+        devices: &BTreeSet<Dev>,
         mounts: &[Mount],
-        nodes: &BTreeMap<PathBuf, DevNum>,
-    ) -> BTreeSet<DevNum> {
+        nodes: &BTreeMap<PathBuf, Dev>,
+    ) -> BTreeSet<Dev> {
         let mut seen = BTreeSet::new();
-        let mut todo: Vec<DevNum> = devices.iter().copied().collect();
+        let mut todo: Vec<Dev> = devices.iter().copied().collect();
         while let Some(number) = todo.pop() {
             if !seen.insert(number) {
                 continue;
@@ -185,7 +180,7 @@ impl InUse {
 }
 
 /// The devices directly below a mount, through overlays.
-fn below(mount: &Mount, mounts: &[Mount], nodes: &BTreeMap<PathBuf, DevNum>) -> BTreeSet<DevNum> {
+fn below(mount: &Mount, mounts: &[Mount], nodes: &BTreeMap<PathBuf, Dev>) -> BTreeSet<Dev> {
     let mut found = BTreeSet::new();
     let (mut todo, mut seen) = (vec![mount], BTreeSet::new());
     while let Some(mount) = todo.pop() {
@@ -223,7 +218,7 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// `36 35 98:0 /root /mnt rw,noatime master:1 - ext3 /dev/root rw,errors=continue`
 fn parse_mount(line: &[u8]) -> Option<Mount> {
     let mut words = line.split(|b| *b == b' ');
-    let device = parse_number(words.nth(2)?)?;
+    let device = std::str::from_utf8(words.nth(2)?).ok()?.parse().ok()?;
     let point = unescape(words.nth(1)?);
     let mut rest = words.skip_while(|w| *w != b"-").skip(1);
     let kind = rest.next()?;
@@ -231,11 +226,6 @@ fn parse_mount(line: &[u8]) -> Option<Mount> {
     let options = rest.next().unwrap_or_default();
     let layers = if kind == b"overlay" || kind == b"aufs" { layers(options) } else { Vec::new() };
     Some(Mount { device, point, source, layers })
-}
-
-fn parse_number(text: &[u8]) -> Option<DevNum> {
-    let (major, minor) = std::str::from_utf8(text).ok()?.trim().split_once(':')?;
-    Some(DevNum { major: major.parse().ok()?, minor: minor.parse().ok()? })
 }
 
 /// The directories of an overlay. A `:` inside of a name is written as `\:`, but no such name matters: what is cut
@@ -263,25 +253,8 @@ pub(crate) fn sources(mountinfo: &[u8]) -> Vec<PathBuf> {
     lines(mountinfo).filter_map(parse_mount).map(|m| m.source).filter(|s| s.starts_with("/dev")).collect()
 }
 
-/// Reads the `\ooo` that the kernel writes for blanks and backslashes.
 fn unescape(text: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|d| first == b'\\' && d.iter().all(|d| (b'0'..=b'7').contains(d)));
-        let value = octal.map(|d| d.iter().fold(0u32, |n, d| n * 8 + u32::from(d - b'0')));
-        match value.and_then(|v| u8::try_from(v).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[3..];
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(out))
+    PathBuf::from(OsString::from_vec(machine::unescape(text)))
 }
 
 #[cfg(test)]

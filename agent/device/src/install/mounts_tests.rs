@@ -1,21 +1,21 @@
 use super::*;
 use proptest::prelude::*;
 
-const fn n(major: u64, minor: u64) -> DevNum {
-    DevNum { major, minor }
+const fn n(major: u64, minor: u64) -> Dev {
+    Dev { major, minor }
 }
 
-const DISK: DevNum = n(179, 0);
-const BOOT_A: DevNum = n(179, 1);
-const ROOT_A: DevNum = n(179, 2);
-const ROOT_B: DevNum = n(179, 3);
-const DATA: DevNum = n(179, 4);
-const STICK: DevNum = n(8, 0);
-const STICK_1: DevNum = n(8, 1);
-const MAPPED: DevNum = n(254, 0);
-const LOOP: DevNum = n(7, 0);
+const DISK: Dev = n(179, 0);
+const BOOT_A: Dev = n(179, 1);
+const ROOT_A: Dev = n(179, 2);
+const ROOT_B: Dev = n(179, 3);
+const DATA: Dev = n(179, 4);
+const STICK: Dev = n(8, 0);
+const STICK_1: Dev = n(8, 1);
+const MAPPED: Dev = n(254, 0);
+const LOOP: Dev = n(7, 0);
 
-fn device(number: DevNum, parent: Option<DevNum>) -> Device {
+fn device(number: Dev, parent: Option<Dev>) -> Device {
     Device { number, parent, slaves: Vec::new(), backing: None }
 }
 
@@ -25,7 +25,7 @@ fn devices() -> Vec<Device> {
     all
 }
 
-fn in_use(mountinfo: &str, swaps: &str, more: Vec<Device>, nodes: &[(&str, DevNum)]) -> InUse {
+fn in_use(mountinfo: &str, swaps: &str, more: Vec<Device>, nodes: &[(&str, Dev)]) -> InUse {
     let mut devices = devices();
     devices.extend(more);
     InUse::new(Evidence {

@@ -10,15 +10,15 @@ use nix::libc;
 use super::block::BlockSlot;
 use super::error::{Fault, InstallError};
 use super::file::{self, FileSlot};
-use super::machine;
-use super::mounts::{DevNum, InUse};
+use super::mounts::InUse;
 use super::slot::Slot;
 use super::{OtherDisk, Plan};
+use crate::machine::Dev;
 
 /// What a path stands for, so that two names of one thing are seen as one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Place {
-    Block(DevNum),
+    Block(Dev),
     /// Directory and name, and the file there if it exists: device and inode.
     File {
         path: PathBuf,
@@ -111,7 +111,7 @@ fn open_one(
     }
 }
 
-fn unchanged(file: &File, number: DevNum) -> Result<(), String> {
+fn unchanged(file: &File, number: Dev) -> Result<(), String> {
     let meta = file.metadata().map_err(|e| e.to_string())?;
     if block_number(&meta) == Some(number) {
         Ok(())
@@ -155,8 +155,8 @@ fn real(path: &Path) -> io::Result<PathBuf> {
     Ok(std::fs::canonicalize(parent)?.join(name))
 }
 
-fn block_number(meta: &Metadata) -> Option<DevNum> {
-    meta.file_type().is_block_device().then(|| machine::number(meta.rdev()))
+fn block_number(meta: &Metadata) -> Option<Dev> {
+    meta.file_type().is_block_device().then(|| Dev::from_raw(meta.rdev()))
 }
 
 fn not_safe(path: &Path, why: String) -> Fault {
