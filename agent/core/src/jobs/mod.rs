@@ -18,6 +18,8 @@ use crate::time::Boottime;
 use crate::update::{JobKey, Outcome};
 use wire::{Answer, Details, Execution, Inbound};
 
+/// Entry of statusDetails that names the phase of the update.
+pub const PHASE: &str = "phase";
 /// How long an answer is waited for.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A request without an answer is sent again after a random time up to this, doubling from 2 s.
@@ -190,10 +192,13 @@ impl Desk {
         self.want(Ask::Alive { key, details }, now)
     }
 
-    /// Tell where the job stands. Progress is dropped where it would queue up; `armed` arrives.
+    /// Tell where the job stands. Progress within a phase is dropped where it would queue up; each new phase is told at
+    /// once, since people follow it; `armed` arrives.
     pub fn report(&mut self, key: JobKey, details: Details, armed: bool, now: Boottime) -> Vec<Output> {
         let ask = Ask::Report { key, details, armed };
-        if self.pending.iter().any(|p| matches!(p.ask, Ask::Report { .. })) {
+        // What waited there is older than this in any case.
+        self.queued = None;
+        if self.telling(&ask) {
             self.queued = Some(ask);
             return vec![];
         }
@@ -201,6 +206,16 @@ impl Desk {
             return vec![];
         }
         self.want(ask, now)
+    }
+
+    /// A report of the same phase of the same job waits for its answer.
+    fn telling(&self, ask: &Ask) -> bool {
+        let about = |ask: &Ask| match ask {
+            Ask::Report { key, details, .. } => Some((key.clone(), details.get(PHASE).cloned())),
+            _ => None,
+        };
+        let phase = about(ask);
+        self.pending.iter().any(|p| about(&p.ask).is_some_and(|told| Some(told) == phase))
     }
 
     fn want(&mut self, ask: Ask, now: Boottime) -> Vec<Output> {
@@ -332,9 +347,8 @@ impl Desk {
     }
 
     fn send_queued(&mut self, now: Boottime) -> Vec<Output> {
-        let busy = self.pending.iter().any(|p| matches!(p.ask, Ask::Report { .. }));
         match self.queued.take() {
-            Some(ask) if !busy => self.want(ask, now),
+            Some(ask) if !self.telling(&ask) => self.want(ask, now),
             other => {
                 self.queued = other;
                 vec![]

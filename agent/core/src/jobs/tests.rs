@@ -215,6 +215,19 @@ fn progress_does_not_queue_up_and_the_latest_goes_next() {
 }
 
 #[test]
+fn each_new_phase_is_told_although_the_one_before_got_no_answer_yet() {
+    let mut d = desk();
+    d.up([].iter(), at(0));
+    let phase = |p: &str| Details::from([("phase".to_owned(), p.to_owned())]);
+    one(&d.report(key("j"), phase("writing"), false, at(0)));
+    assert!(d.report(key("j"), phase("writing"), false, at(1)).is_empty(), "progress waits");
+    for next in ["written", "armed"] {
+        let told = one(&d.report(key("j"), phase(next), next == "armed", at(2)));
+        assert_eq!(told.1["statusDetails"]["phase"], next);
+    }
+}
+
+#[test]
 fn the_armed_seal_is_acknowledged_and_survives_a_lost_session() {
     let mut d = desk();
     let armed = Details::from([("otandem".to_owned(), "v1;armed".to_owned())]);

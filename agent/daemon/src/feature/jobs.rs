@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use otandem_core::fota;
 use otandem_core::jobs::intake::{Intake, JobRules, fresh_images, intake, time_left};
 use otandem_core::jobs::wire::{Details, Execution, detail, subscriptions};
-use otandem_core::jobs::{Desk, Identity, Output};
+use otandem_core::jobs::{Desk, Identity, Output, PHASE};
 use otandem_core::machine::{Cloud, Event, Machine};
 use otandem_core::record::State;
 use otandem_core::seal;
@@ -261,7 +261,7 @@ fn details(machine: &Machine) -> Details {
     let mut put = |name: &str, value: String| {
         details.insert(name.to_owned(), detail(&value));
     };
-    put("phase", machine.phase().to_owned());
+    put(PHASE, machine.phase().to_owned());
     if let Some(seal) = machine.seal() {
         put(seal::DETAIL, seal.to_string());
         put("set", seal.target.to_string());
