@@ -83,8 +83,7 @@ pub fn handle_fota_jobs(settings: &Settings, options: Options) -> Result<bool, F
 }
 
 fn call(settings: &Settings, call: FotaCall, document: Option<&str>) -> Result<(), FotaError> {
-    let document = document.map(str::to_owned);
-    let request = FotaRequest { call, document, force: false, auto_reset: true, job_callback: None };
+    let request = FotaRequest::new(call, document.map(str::to_owned));
     done(ask(settings, Request::Fota(request))).map(|_| ())
 }
 

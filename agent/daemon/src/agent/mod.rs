@@ -19,11 +19,12 @@ use otandem_core::jobs::intake::JobRules;
 use otandem_core::machine::{Action, Cloud, Event, Machine, Now};
 use otandem_core::time::Boottime;
 use otandem_core::update::Origin;
-use otandem_device::machine::now as boottime;
+use otandem_device::machine::{local_minute, now as boottime};
 use otandem_device::memory;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cloud::channel::{Ends, Inbound, Outbound};
+use crate::cloud::tls::wall;
 use crate::control::{Call, Progress, Reply};
 use crate::feature::{Context, Done, Feature, Program};
 use install::{Renewal, Work};
@@ -76,9 +77,6 @@ pub struct Parts {
     pub service: Service,
     /// How documents are read on this device; `None` where updates are misconfigured.
     pub rules: Option<JobRules>,
-    /// End of the device certificate's validity, in seconds since 1970, or what is wrong with it; `None` without a
-    /// cloud.
-    pub certificate: Option<Result<u64, String>>,
 }
 
 /// The agent.
@@ -105,15 +103,8 @@ impl Agent {
     /// Puts the parts together; nothing happens before [`Agent::run`].
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts {
-            opened: Opened { machine, first, performer },
-            features,
-            link,
-            service,
-            rules,
-            certificate,
-        } = parts;
-        let session = status::SessionView::new(certificate);
+        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
+        let session = status::SessionView::default();
         let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
         Self {
             machine,
@@ -135,11 +126,6 @@ impl Agent {
     #[must_use]
     pub const fn machine(&self) -> &Machine {
         &self.machine
-    }
-
-    /// The performer, to be set up before the run.
-    pub const fn performer_mut(&mut self) -> &mut Performer {
-        &mut self.performer
     }
 
     /// Runs until told otherwise.
@@ -206,12 +192,12 @@ impl Agent {
         }
     }
 
-    fn now(&self) -> Now {
-        Now { boot: boottime(), minute: self.performer.minute_of_day() }
+    fn now() -> Now {
+        Now { boot: boottime(), minute: local_minute() }
     }
 
     fn next_wake(&self) -> Duration {
-        let now = self.now();
+        let now = Self::now();
         let due = self.features.iter().filter_map(|f| f.next_wake()).chain(self.machine.next_wake()).min();
         // Rounded up, so that what is due is due when we look.
         let until = due.map_or(Duration::from_secs(3600), |t| t.since(now.boot) + Duration::from_millis(1));
@@ -223,7 +209,7 @@ impl Agent {
     fn wake(&mut self) {
         self.service.alive();
         self.performer.feed_watchdog();
-        let now = self.now();
+        let now = Self::now();
         let due = |t: Option<Boottime>| t.is_some_and(|t| t <= now.boot);
         if due(self.machine.next_wake()) {
             self.event(Event::Tick);
@@ -239,8 +225,8 @@ impl Agent {
 
     /// One event, and everything that follows from it at once.
     fn event(&mut self, event: Event) {
-        let now = self.now();
-        self.machine.note_wall(self.performer.wall());
+        let now = Self::now();
+        self.machine.note_wall(wall());
         let was_ready = self.machine.ready();
         let actions = self.machine.step(event, now);
         self.carry_out(actions);
@@ -263,7 +249,7 @@ impl Agent {
                         Event::Failed(Box::new(action), why)
                     }
                 };
-                let now = self.now();
+                let now = Self::now();
                 lists.push_front(self.machine.step(event, now));
                 break;
             }
@@ -303,14 +289,18 @@ impl Agent {
     // --- features ---------------------------------------------------------------------------------------------
 
     fn tell_features(&mut self, done: &Done) {
+        self.each_feature(|feature, context| feature.on_done(context, done));
+    }
+
+    fn each_feature(&mut self, call: impl Fn(&mut dyn Feature, &mut Context<'_>)) {
         for i in 0..self.features.len() {
-            self.feature(i, |feature, context| feature.on_done(context, done));
+            self.feature(i, &call);
         }
     }
 
     /// One call of one feature, then what it asked for.
     fn feature(&mut self, i: usize, call: impl FnOnce(&mut dyn Feature, &mut Context<'_>)) {
-        let now = self.now();
+        let now = Self::now();
         let mut context =
             Context { machine: &self.machine, now, publish: vec![], events: vec![], programs: vec![] };
         call(self.features[i].as_mut(), &mut context);
@@ -325,7 +315,7 @@ impl Agent {
         }
         for event in events {
             if event == Event::Cloud(Cloud::Accepted) {
-                self.session.answered(self.performer.wall());
+                self.session.answered(wall());
             }
             let fresh = matches!(event, Event::Cloud(Cloud::Alive(_)));
             self.event(event);
@@ -342,23 +332,17 @@ impl Agent {
                 self.session.up();
                 // Of what the start and the handshake needed, nothing is needed any more.
                 memory::give_back();
-                for i in 0..self.features.len() {
-                    self.feature(i, |feature, context| feature.on_session(context, true));
-                }
+                self.each_feature(|feature, context| feature.on_session(context, true));
             }
             Inbound::Down { reason } => {
                 self.session.down(reason);
-                for i in 0..self.features.len() {
-                    self.feature(i, |feature, context| feature.on_session(context, false));
-                }
+                self.each_feature(|feature, context| feature.on_session(context, false));
             }
             Inbound::Refused { topic, advice } => {
                 tracing::error!("{topic} is refused by the broker: {advice}")
             }
             Inbound::Message { topic, payload } => {
-                for i in 0..self.features.len() {
-                    self.feature(i, |feature, context| feature.on_message(context, &topic, &payload));
-                }
+                self.each_feature(|feature, context| feature.on_message(context, &topic, &payload));
             }
         }
     }

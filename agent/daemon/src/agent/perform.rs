@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use otandem_boot::BootControl;
 use otandem_core::boot::{Facts, SetId};
@@ -19,11 +19,9 @@ use tokio::sync::mpsc;
 use super::checks::{self, Environment, Runner};
 use super::install::{Terms, Work, Worker};
 use crate::cloud::identity;
-use crate::cloud::tls::Clock;
+use crate::cloud::tls::{Clock, wall};
 use crate::config::{Settings, UpdateSettings};
 
-/// Room that each head of an image takes in the state directory, in bytes.
-const HEAD_ROOM: u64 = 1 << 20;
 /// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
 const FEED_EVERY: Duration = Duration::from_secs(5);
 /// Without a byte for this long a download that somebody waits for is given up; a job's has `update.download-timeout`.
@@ -36,7 +34,7 @@ pub struct Performer {
     settings: Settings,
     store: Option<RecordStore>,
     boot: Option<Box<dyn BootControl>>,
-    /// For downloads.
+    /// For certificates.
     clock: Arc<Clock>,
     /// Why no image may be written on this device, whatever it is.
     refusal: Option<String>,
@@ -89,6 +87,13 @@ impl Performer {
     /// Why no image may be written on this device, whatever it is.
     pub(super) fn refusal(&self) -> Option<&str> {
         self.refusal.as_deref()
+    }
+
+    /// End of the device certificate's validity, in seconds since 1970, or what is wrong with it; `None` without a
+    /// cloud.
+    pub(super) fn certificate(&self) -> Option<Result<u64, String>> {
+        let cloud = self.settings.cloud.on()?;
+        Some(identity::certificate(cloud, &self.clock).map(|identity| identity.not_after))
     }
 
     /// `update.require-cloud` for local installs; they need no cloud unless told so.
@@ -207,7 +212,7 @@ impl Performer {
         }
         let update = machine.record().state.update().ok_or("no update is under way")?;
         let images = update.images.clone();
-        let heads = HEAD_ROOM.saturating_mul(u64::try_from(images.len()).unwrap_or(u64::MAX));
+        let heads = (install::HEAD as u64).saturating_mul(images.len() as u64);
         let mut terms = self.terms(update.target, update.from)?;
         if let (Origin::Local, Ok(http)) = (&update.origin, &mut terms.http) {
             http.download_timeout = http.download_timeout.min(PATIENCE);
@@ -303,7 +308,7 @@ impl Performer {
         path: PathBuf,
         wanted: Sha256,
     ) -> Result<(), String> {
-        checks::verify(set, slot, path, wanted, self.wall(), self.tell.clone())
+        checks::verify(set, slot, path, wanted, wall(), self.tell.clone())
     }
 
     /// Runs a program of a feature.
@@ -357,18 +362,6 @@ impl Performer {
 
     pub(super) fn next_feed(&self) -> Option<Duration> {
         self.watchdog.as_ref().map(|_| FEED_EVERY)
-    }
-
-    /// Seconds since 1970, as far as the clock can be believed.
-    #[allow(clippy::unused_self)] // the clock is the performer's like everything of the machine
-    pub(super) fn wall(&self) -> u64 {
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
-    }
-
-    /// Local time of the day in minutes.
-    #[allow(clippy::unused_self)]
-    pub(super) fn minute_of_day(&self) -> u16 {
-        otandem_device::machine::local_minute()
     }
 
     /// Threads and programs are ended; nothing is discarded, so that the next start goes on.

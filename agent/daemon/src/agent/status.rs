@@ -5,16 +5,15 @@ use otandem_core::update::{Origin, Outcome};
 use serde_json::{Value, json};
 
 use super::Agent;
+use crate::cloud::tls::wall;
 
 const DAY: u64 = 24 * 3600;
 /// A certificate that ends sooner than this wants attention.
 const EXPIRY_WARNING: u64 = 30 * DAY;
 
 /// What is known of the session.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SessionView {
-    /// End of the certificate's validity, or what is wrong with it; `None` where no cloud is configured.
-    certificate: Option<Result<u64, String>>,
     up: bool,
     /// Why it is away.
     reason: Option<String>,
@@ -23,29 +22,18 @@ pub(super) struct SessionView {
 }
 
 impl SessionView {
-    pub(super) const fn new(certificate: Option<Result<u64, String>>) -> Self {
-        Self { certificate, up: false, reason: None, last_contact: None }
-    }
-
-    const fn configured(&self) -> bool {
-        self.certificate.is_some()
-    }
-
-    fn expires(&self) -> Option<u64> {
-        self.certificate.as_ref().and_then(|c| c.as_ref().ok()).copied()
-    }
-
-    /// What an operator should look at.
-    fn attention(&self, now: u64, outbox: usize) -> Vec<String> {
+    /// What an operator should look at. `certificate`: the end of its validity or what is wrong with it; `None` where no
+    /// cloud is configured.
+    fn attention(&self, certificate: Option<&Result<u64, String>>, now: u64, outbox: usize) -> Vec<String> {
         let mut attention = vec![];
-        if self.configured() && !self.up {
+        if certificate.is_some() && !self.up {
             let why = self.reason.as_deref().unwrap_or("not connected yet");
             attention.push(format!("no cloud session: {why}"));
             if outbox > 0 {
                 attention.push(format!("{outbox} outcomes wait for the cloud"));
             }
         }
-        match &self.certificate {
+        match certificate {
             Some(Err(why)) => attention.push(why.clone()),
             Some(Ok(end)) if *end < now + EXPIRY_WARNING => {
                 attention
@@ -75,6 +63,7 @@ impl Agent {
     pub fn status(&mut self) -> Value {
         // The bootloader is asked anew: somebody else may have told it something.
         let facts = self.performer.facts();
+        let certificate = self.performer.certificate();
         let machine = &self.machine;
         let record = machine.record();
         let mut attention: Vec<String> = vec![];
@@ -96,7 +85,7 @@ impl Agent {
             let lacks = machine.waits_for().unwrap_or_default();
             attention.push(format!("set {} is on trial and waits for {lacks}", update.target));
         }
-        attention.extend(self.session.attention(self.performer.wall(), record.outbox.len()));
+        attention.extend(self.session.attention(certificate.as_ref(), wall(), record.outbox.len()));
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "features": crate::features::list(),
@@ -115,11 +104,11 @@ impl Agent {
             "late-fallback": record.late_fallback,
             "banned": record.bans.iter().filter(|b| b.why.is_some()).collect::<Vec<_>>(),
             "cloud": {
-                "configured": self.session.configured(),
+                "configured": certificate.is_some(),
                 "connected": self.session.up,
                 "reason": self.session.reason,
                 "last-contact": self.session.last_contact,
-                "certificate-ends": self.session.expires(),
+                "certificate-ends": certificate.as_ref().and_then(|c| c.as_ref().ok()),
                 "outbox": record.outbox.len(),
             },
             "attention": attention,
@@ -164,27 +153,28 @@ mod tests {
 
     #[test]
     fn an_offline_device_has_nothing_to_say_about_the_cloud() {
-        assert!(SessionView::new(None).attention(0, 3).is_empty());
+        assert!(SessionView::default().attention(None, 0, 3).is_empty());
     }
 
     #[test]
     fn a_certificate_that_ends_soon_or_is_broken_wants_attention() {
-        let mut view = SessionView::new(Some(Ok(100 * DAY)));
+        let mut view = SessionView::default();
         view.up();
-        assert!(view.attention(60 * DAY, 0).is_empty());
-        assert_eq!(view.attention(90 * DAY, 0), ["the device certificate ends in 10 days"]);
-        assert_eq!(view.attention(200 * DAY, 0), ["the device certificate ends in 0 days"]);
-        let mut broken = SessionView::new(Some(Err("key.pem: not there".into())));
-        broken.up();
-        assert_eq!(broken.attention(0, 0), ["key.pem: not there"]);
+        let ends = Ok(100 * DAY);
+        assert!(view.attention(Some(&ends), 60 * DAY, 0).is_empty());
+        assert_eq!(view.attention(Some(&ends), 90 * DAY, 0), ["the device certificate ends in 10 days"]);
+        assert_eq!(view.attention(Some(&ends), 200 * DAY, 0), ["the device certificate ends in 0 days"]);
+        assert_eq!(view.attention(Some(&Err("key.pem: not there".into())), 0, 0), ["key.pem: not there"]);
     }
 
     #[test]
     fn outcomes_that_wait_without_a_session_want_attention() {
-        let mut view = SessionView::new(Some(Ok(u64::MAX - EXPIRY_WARNING)));
+        let good = Ok(u64::MAX - EXPIRY_WARNING);
+        let mut view = SessionView::default();
         view.down("refused".into());
-        assert_eq!(view.attention(0, 2), ["no cloud session: refused", "2 outcomes wait for the cloud"]);
+        let lines = view.attention(Some(&good), 0, 2);
+        assert_eq!(lines, ["no cloud session: refused", "2 outcomes wait for the cloud"]);
         view.up();
-        assert!(view.attention(0, 2).is_empty());
+        assert!(view.attention(Some(&good), 0, 2).is_empty());
     }
 }

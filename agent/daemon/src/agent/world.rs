@@ -10,6 +10,7 @@ use otandem_core::boot::SetId;
 use otandem_core::jobs::Identity;
 use otandem_core::machine::{Action, Evidence, Machine, Now, Rules};
 use otandem_core::record::Record;
+use otandem_device::install::HEAD;
 use otandem_device::machine::now as boottime;
 use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_write, shared_with_root};
 
@@ -17,9 +18,6 @@ use super::perform::Performer;
 use crate::cloud::tls::Clock;
 use crate::config::{Settings, UpdateSettings};
 use crate::features;
-
-/// Bytes at the beginning of a slot that are zero while it is being written.
-const HEAD: usize = 1 << 20;
 
 /// What the start gave.
 pub struct Opened {

@@ -88,7 +88,8 @@ impl TimeProvider for Clock {
     }
 }
 
-fn wall() -> u64 {
+/// The wall clock as it is, in Unix seconds.
+pub(crate) fn wall() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 

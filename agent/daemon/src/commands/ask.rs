@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
-use super::run;
+use super::parts;
 use crate::agent::{Agent, Ended, OpenError, Service, Until};
 use crate::config::Settings;
 use crate::control::{Answer, Call, Client, ClientError, Reply, Request};
@@ -55,9 +55,9 @@ fn answered(answer: Answer) -> Asked {
 
 /// No daemon runs: this process is the agent until the request is answered. The state lock keeps two from being it.
 fn here(settings: &Settings, request: Request) -> Asked {
-    let runtime = run::runtime().map_err(|e| (Exit::System, e.to_string()))?;
+    let runtime = parts::runtime().map_err(|e| (Exit::System, e.to_string()))?;
     runtime.block_on(async {
-        let parts = run::parts(settings, None, Service::none()).map_err(|e| open_error(&e))?;
+        let parts = parts::parts(settings, None, Service::none()).map_err(|e| open_error(&e))?;
         let mut agent = Agent::new(parts);
         let (reply, mut progress, mut answer) = Reply::channel();
         let (calls, inbox) = mpsc::channel(1);

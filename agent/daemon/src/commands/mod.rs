@@ -2,6 +2,7 @@
 
 mod ask;
 mod input;
+mod parts;
 mod run;
 mod show;
 
@@ -60,14 +61,14 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
 
 fn fota_call(settings: &Settings, fota: Fota) -> Exit {
     let with = |call, document: &Document| match input::document(document) {
-        Ok(document) => tell(settings, Request::Fota(request(call, Some(document)))),
+        Ok(document) => tell(settings, Request::Fota(FotaRequest::new(call, Some(document)))),
         Err((exit, why)) => complain(exit, &why),
     };
     match fota {
         Fota::Update(document) => with(FotaCall::Update, &document),
         Fota::Test(document) => with(FotaCall::Test, &document),
-        Fota::Confirm(_) => tell(settings, Request::Fota(request(FotaCall::Confirm, None))),
-        Fota::Reset => tell(settings, Request::Fota(request(FotaCall::Reset, None))),
+        Fota::Confirm(_) => tell(settings, Request::Fota(FotaRequest::new(FotaCall::Confirm, None))),
+        Fota::Reset => tell(settings, Request::Fota(FotaRequest::new(FotaCall::Reset, None))),
         Fota::Handle(h) => {
             let document = h.document.document.as_ref().map(|_| input::document(&h.document)).transpose();
             let document = match document {
@@ -84,10 +85,6 @@ fn fota_call(settings: &Settings, fota: Fota) -> Exit {
             report(handle(settings, handling))
         }
     }
-}
-
-const fn request(call: FotaCall, document: Option<String>) -> FotaRequest {
-    FotaRequest { call, document, force: false, auto_reset: true, job_callback: None }
 }
 
 /// Asks and prints what comes.

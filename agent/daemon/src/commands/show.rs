@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::Value;
 
-use super::{ask, complain, run};
+use super::{ask, complain, parts};
 use crate::agent::{Agent, Service};
 use crate::cli::Status;
 use crate::config::Settings;
@@ -28,9 +28,9 @@ fn get(settings: &Settings) -> Result<Value, (Exit, String)> {
         return Ok(ask::ask(settings, Request::Status)?.1);
     }
     // Only looks: the agent is put together and never run.
-    let runtime = run::runtime().map_err(|e| (Exit::System, e.to_string()))?;
+    let runtime = parts::runtime().map_err(|e| (Exit::System, e.to_string()))?;
     let mut status = runtime.block_on(async {
-        let parts = run::parts(settings, None, Service::none()).map_err(|e| ask::open_error(&e))?;
+        let parts = parts::parts(settings, None, Service::none()).map_err(|e| ask::open_error(&e))?;
         Ok(Agent::new(parts).status())
     })?;
     if let Some(attention) = status["attention"].as_array_mut() {

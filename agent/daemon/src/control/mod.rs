@@ -104,6 +104,14 @@ pub struct FotaRequest {
     pub job_callback: Option<PathBuf>,
 }
 
+impl FotaRequest {
+    /// A call with what a person who says nothing else means.
+    #[must_use]
+    pub const fn new(call: FotaCall, document: Option<String>) -> Self {
+        Self { call, document, force: false, auto_reset: true, job_callback: None }
+    }
+}
+
 /// The FOTA calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

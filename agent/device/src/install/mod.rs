@@ -40,6 +40,7 @@ use otandem_core::image::{Checkpoint, Hex, Image, Md5, Sha256};
 pub use error::{Class, Fault, FetchError, InstallError, Stopped};
 use heads::Heads;
 use prepare::Work;
+pub use slot::HEAD;
 use slot::Slot;
 pub use source::{ByteStream, Fetch, FileFetch, Opened};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::buffer::Buffer;
 
 /// The first bytes of a slot, without which nothing in it can be mounted or loaded.
-pub(crate) const HEAD: usize = super::buffer::BUFFER;
+pub const HEAD: usize = super::buffer::BUFFER;
 
 /// One open slot. A block device and a file do the same five things in different ways, and tests put a disk that
 /// fails in their place: get unbootable, take bytes, give them back, get durable, get bootable.

@@ -1,0 +1,105 @@
+//! Puts an agent together: what it starts from, what uses the session, and the session.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use otandem_core::boot::SetId;
+use otandem_core::jobs::Identity;
+use otandem_core::jobs::intake::JobRules;
+use otandem_core::plan::Layout;
+use otandem_core::update::Then;
+
+use crate::agent::{Link, OpenError, Parts, Service, open};
+use crate::cloud::identity;
+use crate::config::{Feature as Switch, IfMissing, Settings, UpdateSettings};
+use crate::features;
+
+/// Events of the kernel that are taken at once: there are few sockets. (The default is 1024, and takes room for them.)
+const EVENTS: usize = 32;
+
+/// How the session is used in one run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionUse {
+    /// Leave the broker while an image is fetched.
+    pub leave_while_fetching: bool,
+    /// How far a job goes by itself.
+    pub then: Then,
+    /// Gets every other job.
+    pub callback: Option<PathBuf>,
+}
+
+impl SessionUse {
+    /// The daemon keeps its session and reboots by itself.
+    pub(super) const DAEMON: Self = Self { leave_while_fetching: false, then: Then::Reboot, callback: None };
+}
+
+/// One thread is enough: everything slow has a thread of its own.
+pub(super) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().max_io_events_per_tick(EVENTS).build()
+}
+
+/// Everything that an agent is put together from. `session` = `None`: without the cloud.
+pub(super) fn parts(
+    settings: &Settings,
+    session: Option<SessionUse>,
+    service: Service,
+) -> Result<Parts, OpenError> {
+    let cloud = settings.cloud.on().zip(settings.network.as_ref().ok());
+    let me = cloud.and_then(|(cloud, _)| match identity::identity(cloud, settings) {
+        Ok(me) => Some(me),
+        Err(why) => {
+            tracing::error!("no cloud session: {why}");
+            None
+        }
+    });
+    let clock = identity::clock(0);
+    let opened = open(settings, Arc::clone(&clock), me.as_ref())?;
+    clock.raise(opened.machine.record().wall);
+    let then = session.as_ref().map_or(Then::Reboot, |s| s.then);
+    let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
+    let (mut features, mut link) = (vec![], None);
+    if let (Some((cloud, network)), Some(me), Some(session)) = (cloud, me, session) {
+        let callback = session.callback.map(|p| p.to_string_lossy().into_owned());
+        features = cloud_features(settings, &me, rules.clone(), callback);
+        let topics = features.iter().flat_map(|f| f.topics()).collect();
+        let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
+        link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching });
+    }
+    Ok(Parts { opened, features, link, service, rules })
+}
+
+fn cloud_features(
+    settings: &Settings,
+    me: &Identity,
+    rules: Option<JobRules>,
+    callback: Option<String>,
+) -> Vec<Box<dyn crate::feature::Feature>> {
+    if !matches!(settings.jobs, Switch::On(_)) {
+        tracing::warn!("jobs are off");
+        return vec![];
+    }
+    // With a mistake in the update tables each firmware job is refused with that as its reason.
+    features::cloud(me.clone(), rules.unwrap_or_else(no_rules), callback)
+}
+
+fn no_rules() -> JobRules {
+    JobRules { layout: Layout::default(), compatible: None, require_cloud: true, then: Then::Reboot }
+}
+
+fn job_rules(updates: &UpdateSettings, then: Then, cloud: bool) -> JobRules {
+    let paths = |set: SetId| {
+        let slots = updates.set(set).slots.iter();
+        slots.map(|(name, path)| (name.clone(), path.to_string_lossy().into_owned())).collect()
+    };
+    let copied = |(slot, what): (&String, &IfMissing)| matches!(what, IfMissing::Copy).then(|| slot.clone());
+    JobRules {
+        layout: Layout {
+            index: [u64::from(updates.a.index), u64::from(updates.b.index)],
+            paths: [paths(SetId::A), paths(SetId::B)],
+            copy_if_missing: updates.if_missing.iter().filter_map(copied).collect(),
+        },
+        compatible: updates.compatible.clone(),
+        require_cloud: updates.require_cloud.unwrap_or(true) && cloud,
+        then,
+    }
+}
