@@ -38,6 +38,32 @@ pub struct Verdict {
     pub reason: String,
 }
 
+impl Verdict {
+    /// The running set, for something that may only be done when it is known.
+    ///
+    /// # Errors
+    /// It is unknown.
+    pub fn running(self, action: &'static str) -> Result<SetId, BootError> {
+        self.booted.set().ok_or(BootError::BootedUnknown { action, reason: self.reason })
+    }
+
+    /// For what is done to the running set only.
+    ///
+    /// # Errors
+    /// `set` is not the running one, or that is unknown.
+    pub fn must_run(self, action: &'static str, set: SetId) -> Result<(), BootError> {
+        if self.running(action)? == set { Ok(()) } else { Err(BootError::NotRunning { action, set }) }
+    }
+
+    /// For what is done to the other set only.
+    ///
+    /// # Errors
+    /// `set` is the running one, or that is unknown.
+    pub fn must_not_run(self, action: &'static str, set: SetId) -> Result<(), BootError> {
+        if self.running(action)? == set { Err(BootError::Running { action, set }) } else { Ok(()) }
+    }
+}
+
 /// All sources together.
 #[must_use]
 pub fn combine(claims: &[Claim]) -> Verdict {

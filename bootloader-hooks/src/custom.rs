@@ -30,7 +30,7 @@ use otandem_core::boot::{Booted, Facts, SetId, SetState};
 use otandem_device::run::{End, Outcome, Spec, Stop, run};
 
 use crate::booted::{Claim, Says, Seen, Verdict, combine};
-use crate::{BootControl, BootError, Config};
+use crate::{BootControl, BootError, Config, View};
 
 /// Bytes of an answer that are looked at; a boot name is far shorter.
 const MAX_ANSWER: usize = 4096;
@@ -180,19 +180,6 @@ impl Custom {
         Ok(combine(&claims))
     }
 
-    fn running(&self, action: &'static str) -> Result<SetId, BootError> {
-        let verdict = self.booted()?;
-        verdict.booted.set().ok_or(BootError::BootedUnknown { action, reason: verdict.reason })
-    }
-
-    fn must_run(&self, action: &'static str, set: SetId) -> Result<(), BootError> {
-        if self.running(action)? == set { Ok(()) } else { Err(BootError::NotRunning { action, set }) }
-    }
-
-    fn must_not_run(&self, action: &'static str, set: SetId) -> Result<(), BootError> {
-        if self.running(action)? == set { Err(BootError::Running { action, set }) } else { Ok(()) }
-    }
-
     /// Writes a state, and reads it back: `good` may come back as any state in which the set is bootable.
     fn set_state(&self, set: SetId, said: Said) -> Result<(), BootError> {
         self.ask(&["set-state", self.config.names.name(set), said.name()])?;
@@ -260,8 +247,17 @@ impl BootControl for Custom {
         })
     }
 
+    fn view(&mut self) -> Result<View, BootError> {
+        let name = |set: SetId| self.config.names.name(set).to_owned();
+        let mut values = vec![("primary".to_owned(), self.primary()?.map(name).unwrap_or_default())];
+        for set in SetId::BOTH {
+            values.push((format!("state {}", name(set)), self.said(set)?.name().to_owned()));
+        }
+        Ok(View { loader: format!("custom, {}", self.program.display()), values })
+    }
+
     fn arm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_not_run("arm", set)?;
+        self.booted()?.must_not_run("arm", set)?;
         // The fallback first; the set that is to be tried becomes the first choice only at the very end.
         self.set_state(set.other(), Said::Good)?;
         self.set_state(set, Said::Good)?;
@@ -271,19 +267,19 @@ impl BootControl for Custom {
     }
 
     fn keep(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_run("keep", set)?;
+        self.booted()?.must_run("keep", set)?;
         // Always, since `good` does not tell whether the counter is full: the program compares, if it can.
         self.set_state(set, Said::Good)?;
         self.expect_state(set, |found| found == Said::Good, "good")
     }
 
     fn disarm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_not_run("disarm", set)?;
+        self.booted()?.must_not_run("disarm", set)?;
         self.exclude(set)
     }
 
     fn confirm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_run("confirm", set)?;
+        self.booted()?.must_run("confirm", set)?;
         self.set_state(set, Said::Good)?;
         if self.primary()? != Some(set) {
             self.set_primary(set)?;
@@ -297,7 +293,7 @@ impl BootControl for Custom {
     }
 
     fn mark_bad(&mut self, set: SetId) -> Result<(), BootError> {
-        self.running("mark bad")?;
+        self.booted()?.running("mark bad")?;
         if self.said(set.other())? == Said::Bad {
             return Err(BootError::NoFallback { set });
         }

@@ -11,6 +11,7 @@
 
 pub mod booted;
 mod config;
+pub mod counters;
 #[cfg(feature = "custom")]
 pub mod custom;
 mod error;
@@ -20,6 +21,16 @@ pub mod simulated;
 pub use config::{BootNames, Config, Tries};
 pub use error::BootError;
 use otandem_core::boot::{Facts, SetId};
+
+/// The bootloader in its own words, for a person who has its manual open.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct View {
+    /// Which one it is, with its version or program where that is known.
+    pub loader: String,
+    /// Its variables or files as they stand, in the order in which it reads them: name, value. What is missing or
+    /// cannot be read stands there too, with the reason as its value.
+    pub values: Vec<(String, String)>,
+}
 
 /// One bootloader. Every write is read back before the call returns; `Ok` means that the bootloader will do it.
 ///
@@ -31,6 +42,12 @@ pub trait BootControl: Send {
     /// # Errors
     /// The bootloader's storage cannot be read or makes no sense.
     fn facts(&mut self) -> Result<Facts, BootError>;
+
+    /// What the bootloader itself has stored, read anew; for `status`.
+    ///
+    /// # Errors
+    /// Nothing of it can be read.
+    fn view(&mut self) -> Result<View, BootError>;
 
     /// Makes the next reset try `set`, which is not running, as often as configured; the running set is made good and
     /// full, so that it is the fallback.

@@ -6,19 +6,18 @@
 //! `env` is two sectors of 512 bytes that are written by turns, in place, as U-Boot keeps a redundant environment: a
 //! torn write costs only what it was to write. With neither readable the loader uses [`Env::default`].
 
-mod env;
 mod store;
 
 use std::path::{Path, PathBuf};
 
-pub use env::{Env, FULL};
+pub use crate::counters::{Env, FULL};
 use otandem_core::boot::{Booted, Facts, SetId};
 use otandem_device::state::atomic_write;
 use store::{EnvFile, io_error};
 pub use store::{Fault, Faults};
 
 use crate::booted::{Claim, Says, Verdict, combine};
-use crate::{BootControl, BootError, BootNames, Config};
+use crate::{BootControl, BootError, BootNames, Config, View};
 
 /// The running system's view of the simulated bootloader.
 pub struct Simulated {
@@ -57,25 +56,6 @@ impl Simulated {
         combine(&[Claim { source, says }])
     }
 
-    fn running(&self, action: &'static str) -> Result<SetId, BootError> {
-        let verdict = self.booted();
-        verdict.booted.set().ok_or(BootError::BootedUnknown { action, reason: verdict.reason })
-    }
-
-    fn must_run(&self, action: &'static str, set: SetId) -> Result<(), BootError> {
-        match self.running(action)? {
-            running if running == set => Ok(()),
-            _ => Err(BootError::NotRunning { action, set }),
-        }
-    }
-
-    fn must_not_run(&self, action: &'static str, set: SetId) -> Result<(), BootError> {
-        match self.running(action)? {
-            running if running == set => Err(BootError::Running { action, set }),
-            _ => Ok(()),
-        }
-    }
-
     /// Changes the environment in one write, if there is anything to change, and reads it back.
     fn change(&mut self, change: impl FnOnce(&mut Env)) -> Result<(), BootError> {
         let before = self.env.read()?;
@@ -109,29 +89,38 @@ impl BootControl for Simulated {
         })
     }
 
+    fn view(&mut self) -> Result<View, BootError> {
+        let env = self.env.read()?.format(&self.config.names);
+        let values = env.lines().filter_map(|line| line.split_once('='));
+        Ok(View {
+            loader: "simulated".into(),
+            values: values.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+        })
+    }
+
     fn arm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_not_run("arm", set)?;
+        self.booted().must_not_run("arm", set)?;
         let tries = self.config.trial_tries;
         self.change(|env| env.arm(set, tries))
     }
 
     fn keep(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_run("keep", set)?;
+        self.booted().must_run("keep", set)?;
         self.change(|env| env.keep(set))
     }
 
     fn disarm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_not_run("disarm", set)?;
+        self.booted().must_not_run("disarm", set)?;
         self.change(|env| env.disarm(set))
     }
 
     fn confirm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.must_run("confirm", set)?;
+        self.booted().must_run("confirm", set)?;
         self.change(|env| env.confirm(set))
     }
 
     fn mark_bad(&mut self, set: SetId) -> Result<(), BootError> {
-        self.running("mark bad")?;
+        self.booted().running("mark bad")?;
         if !self.env.read()?.bootable(set.other()) {
             return Err(BootError::NoFallback { set });
         }

@@ -1,8 +1,8 @@
-//! The environment of the simulated bootloader, and what the loader makes of it, without any file.
+//! RAUC's variables for U-Boot, and what a loader makes of them, without any file.
 //!
-//! The variables are RAUC's for U-Boot: `BOOT_ORDER` lists the sets that may be booted, the first one first;
-//! `BOOT_x_LEFT` is how often the loader still tries one. Three means confirmed: the loader then counts nothing and
-//! writes nothing. Below that it counts down before every boot.
+//! `BOOT_ORDER` lists the sets that may be booted, the first one first; `BOOT_x_LEFT` is how often the loader still
+//! tries one. Three means confirmed: the loader then counts nothing and writes nothing. Below that it counts down before
+//! every boot.
 
 use otandem_core::boot::{SetId, SetState};
 
