@@ -325,9 +325,13 @@ mod tests {
     #[test]
     fn a_host_beyond_ascii_is_refused_with_a_hint_and_taken_in_its_ascii_form() {
         let mut document = seed();
-        document["bc_url"] = json!("https://bücher.example/fw");
-        let reason = refusal(&document);
-        assert!(reason.contains("bc_url") && reason.contains("xn--"), "{reason}");
+        // Upper case beside it, and percent codes, once ended the process instead.
+        for host in ["bücher.example", "Bücher.example", "B%C3%BCcher.example"] {
+            document["bc_url"] = json!(format!("https://{host}/fw"));
+            let reason = refusal(&document);
+            assert!(reason.contains("bc_url") && reason.contains("not a URL"), "{reason}");
+            assert!(host.is_ascii() || reason.contains("xn--"), "{reason}");
+        }
         for (url, taken) in [
             ("https://xn--bcher-kva.example/fw", "https://xn--bcher-kva.example/fw"),
             ("https://h/bücher", "https://h/b%C3%BCcher"),
