@@ -56,7 +56,7 @@ impl Machine {
         }
         self.enter(State::Armed { update, boot_id: self.boot_id() });
         self.run.armed_since = Some(now.boot);
-        self.run.seal_acknowledged = false;
+        (self.run.seal_acknowledged, self.run.seal_lapsed) = (false, false);
         let mut actions = self.settle();
         actions.extend([Action::Save, Action::Report]);
         if then == Then::Reboot {
@@ -96,23 +96,23 @@ impl Machine {
         self.reboot_when_told(now)
     }
 
-    fn told(&self, update: &Update) -> bool {
+    pub(super) fn told(&self, update: &Update) -> bool {
         update.origin.open_job().is_none() || self.run.seal_acknowledged
     }
 
     /// The reboot comes without the acknowledgement, some time.
     pub(super) fn seal_may_lapse(&self, update: &Update) -> bool {
-        update.then == Then::Reboot && self.rules.record_shared && !self.told(update)
+        self.rules.record_shared && !self.told(update) && !self.run.seal_lapsed
     }
 
     /// The cloud must hold the seal before the reboot, or the other set the record (UPDATE-RULES 4.4).
     pub(super) fn reboot_when_told(&mut self, now: Now) -> Vec<Action> {
         let State::Armed { update, .. } = &self.record.state else { return vec![] };
-        if update.then != Then::Reboot || self.run.reboot != Reboot::No {
-            return vec![];
-        }
         let waited = self.run.armed_since.is_some_and(|t| now.boot.since(t) >= SEAL_WAIT);
-        if self.told(update) || (waited && self.rules.record_shared) { self.reboot(now) } else { vec![] }
+        let may = self.told(update) || (waited && self.rules.record_shared);
+        self.run.seal_lapsed = waited && self.rules.record_shared;
+        let ours = update.then == Then::Reboot && self.run.reboot == Reboot::No;
+        if ours && may { self.reboot(now) } else { vec![] }
     }
 
     pub(super) fn reboot(&mut self, now: Now) -> Vec<Action> {

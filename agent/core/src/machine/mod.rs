@@ -77,6 +77,8 @@ struct Run {
     wait: Option<Wait>,
     armed_since: Option<Boottime>,
     seal_acknowledged: bool,
+    /// The cloud did not take the seal in time, and the reboot may come without.
+    seal_lapsed: bool,
     reboot: Reboot,
     job_deadline: Option<Boottime>,
     /// The last save failed at this time; the record on disk is older than the one here.
@@ -234,10 +236,12 @@ impl Machine {
         looking && no_answer && self.run.untouchable.is_none() && self.run.boot_failed.is_none()
     }
 
-    /// A set is armed, and the reboot is somebody else's to do.
+    /// A set is armed, and the reboot is somebody else's to do: the cloud has the seal, or it had the time to take it.
     #[must_use]
     pub fn reset_due(&self) -> bool {
-        matches!(&self.record.state, State::Armed { update, .. } if update.then != Then::Reboot)
+        let due =
+            |update: &Update| update.then != Then::Reboot && (self.told(update) || self.run.seal_lapsed);
+        matches!(&self.record.state, State::Armed { update, .. } if due(update))
     }
 
     /// `waiting` while a hook or the reboot window says "not now".

@@ -166,8 +166,10 @@ impl Machine {
         if written {
             actions.extend(self.arm(now));
         } else {
+            // A person could as well pull the plug: nothing is won by letting them wait for the cloud, and without a
+            // session it would never come.
             actions.push(Action::Save);
-            actions.extend(self.reboot_when_told(now));
+            actions.extend(self.reboot(now));
         }
         actions
     }

@@ -206,6 +206,23 @@ fn seal_not_acknowledged_for_60s_reboots_only_if_record_is_shared() {
 }
 
 #[test]
+fn reset_of_somebody_else_is_due_when_the_seal_is_acknowledged_or_had_its_time() {
+    for record_shared in [true, false] {
+        let mut world = device_like(Setup { record_shared, ..Setup::default() });
+        let firmware = world.firmware(Firmware::good(0));
+        let job = world.new_job(firmware);
+        world.jobs[job].then = Then::Arm;
+        go_to(&mut world, "armed");
+        assert!(!world.agent().reset_due());
+        world.pass(SEAL_WAIT);
+        world.feed(Event::Tick);
+        assert_eq!(world.agent().reset_due(), record_shared);
+        world.talk();
+        assert!(world.agent().reset_due() && !world.rebooting);
+    }
+}
+
+#[test]
 fn lost_record_before_arming_starts_the_job_again() {
     let (mut world, job) = device_in("writing", Firmware::good(0));
     world.talk();
