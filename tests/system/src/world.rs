@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
-use otandem_lab::{Access, Counters, JobSpec, Lab, LabConfig, Scheme, Status};
+use otandem_lab::{Access, Counters, HttpFault, JobSpec, Lab, LabConfig, Position, Rule, Scheme, Status};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -127,6 +127,21 @@ impl World {
         self.lab.create_job(&JobSpec::new(id, &self.thing, &document.to_string())).unwrap();
     }
 
+    /// Lets the next download of this image stand still after `percent` of the file; the byte where it does.
+    #[must_use]
+    pub fn stall(&self, published: &Published, percent: usize) -> u64 {
+        let at = (published.file_size * percent / 100) as u64;
+        self.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(at))).path(&published.path));
+        at
+    }
+
+    /// Creates a job whose download stands still after `percent` of the file, and waits until it does.
+    pub fn job_stalled(&self, id: &str, published: &Published, percent: usize) {
+        let at = self.stall(published, percent);
+        self.job(id, &published.document);
+        self.wait_sent(&published.path, at);
+    }
+
     /// Waits until the job has this status.
     pub fn wait_status(&self, id: &str, status: Status) {
         self.wait_lab(&format!("job {id} {}", status.name()), |lab| {
@@ -173,6 +188,13 @@ impl World {
     pub fn wait_connected(&self, times: u64) {
         self.wait_lab(&format!("connection {times}"), |lab| {
             (lab.counters.connects.get(&self.thing).copied().unwrap_or_default() >= times).then_some(())
+        });
+    }
+
+    /// Waits until the device is in a session with the broker, or in none.
+    pub fn wait_session(&self, there: bool) {
+        self.wait_lab(if there { "a session" } else { "the end of the session" }, |lab| {
+            (lab.connected.contains(&self.thing) == there).then_some(())
         });
     }
 

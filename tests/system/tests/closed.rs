@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
-use otandem_lab::{
-    Direction, Force, HttpFault, JobSpec, MqttFault, Operation, Position, Rule, Snapshot, Status,
-};
+use otandem_lab::{Direction, Force, JobSpec, MqttFault, Operation, Rule, Snapshot, Status};
 use otandem_system_tests::Health;
 use otandem_system_tests::device::Script;
 use otandem_system_tests::pack::Packing;
@@ -40,10 +38,7 @@ fn cancel_while_downloading_stops_and_touches_nothing() {
     let world = World::new();
     let image = world.image("2.0", Health::Good);
     let published = world.publish(&image, Packing::Zstd);
-    let stop = published.file_size as u64 / 2;
-    world.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&published.path));
-    world.job("update", &published.document);
-    world.wait_sent(&published.path, stop);
+    world.job_stalled("update", &published, 50);
     world.lab.cancel_job("update", Force::Yes).unwrap();
     next_job_is_served(&world, "3.0");
     world.wait_status("update", Status::Canceled);
@@ -105,10 +100,7 @@ fn deleted_and_created_again_is_another_job() {
     let world = World::new();
     let image = world.image("2.0", Health::Good);
     let published = world.publish(&image, Packing::Zstd);
-    let stop = published.file_size as u64 / 2;
-    world.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&published.path));
-    world.job("update", &published.document);
-    world.wait_sent(&published.path, stop);
+    world.job_stalled("update", &published, 50);
     world.lab.delete_job("update", Force::Yes).unwrap();
     world.lab.advance(Duration::from_secs(5));
     let other = world.image("3.0", Health::Good);
@@ -121,8 +113,7 @@ fn job_that_times_out_in_the_cloud_is_stopped_and_the_next_is_served() {
     let world = World::new();
     let image = world.image("2.0", Health::Good);
     let published = world.publish(&image, Packing::Zstd);
-    let stop = published.file_size as u64 / 2;
-    world.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&published.path));
+    let stop = world.stall(&published, 50);
     let mut spec = JobSpec::new("update", &world.thing, &published.document.to_string());
     spec.in_progress_timeout = Some(Duration::from_secs(3600));
     world.lab.create_job(&spec).unwrap();

@@ -1,14 +1,11 @@
 //! The command line of a device: with a daemon, and without one.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
 
 use otandem_core::boot::SetId;
-use otandem_lab::Status;
-use otandem_system_tests::device::{Device, Heard, Reboots, Script, Spec};
+use otandem_system_tests::device::{Device, Heard, Script, Spec};
 use otandem_system_tests::pack::{self, Packing};
-use otandem_system_tests::world::{LIMIT, SIZE, World};
+use otandem_system_tests::world::{LIMIT, SIZE};
 use otandem_system_tests::{Health, Image};
 use serde_json::json;
 use tempfile::TempDir;
@@ -24,22 +21,9 @@ fn offline() -> (TempDir, Device) {
     (folder, device)
 }
 
-fn said(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
 /// Runs a command; it must end with this exit code.
 fn run(device: &Device, arguments: &[&str], code: i32) -> String {
-    let output = device.command(arguments).unwrap();
-    let said = said(&output);
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "otandem {}: {said}\n{}",
-        arguments.join(" "),
-        device.tail()
-    );
-    said
+    device.run(arguments, code).unwrap()
 }
 
 /// A packed image as a file in the device's folder.
@@ -163,70 +147,4 @@ fn rollback_goes_back_only_to_a_set_that_is_known_to_be_complete() {
     run(&device, &["mark", "good", "other", "--verify", &factory], 0);
     run(&device, &["rollback"], 0);
     device.wait("set A", LIMIT, |heard| (heard.boots.last()?.set == Some(SetId::A)).then_some(())).unwrap();
-}
-
-#[test]
-fn fota_calls_do_the_steps_one_by_one() {
-    let world = World::with(|spec| spec.with("jobs", "enabled", "false"));
-    let image = world.image("2.0", Health::Good);
-    let published = world.publish(&image, Packing::Raw);
-    let url = world.lab.signed_url(&published.path, otandem_lab::Scheme::Https, LIMIT);
-    let document =
-        json!({"operation": "fota", "bc_idx": 1, "bc_crc": image.md5(), "bc_size": SIZE, "bc_url": url});
-    let path = world.device.folder().path("job.json");
-    fs::write(&path, document.to_string()).unwrap();
-    let path = path.to_str().unwrap();
-    let device = &world.device;
-    device.script(Script::Hook("post-confirm"), "tell confirmed\n").unwrap();
-    run(device, &["fota", "test", path], 65);
-    run(device, &["fota", "update", path], 0);
-    assert_eq!(device.digest(SetId::B, "rootfs"), image.sha256);
-    assert_eq!(device.status().unwrap()["bootloader"]["primary"], "A", "update arms nothing");
-    run(device, &["fota", "test", path], 0);
-    assert_eq!(device.status().unwrap()["bootloader"]["primary"], "B");
-    assert_eq!(device.look(|heard| heard.boots.len()), 1, "test does not reset");
-    run(device, &["fota", "reset"], 0);
-    device.wait("the confirmation", LIMIT, confirmed).unwrap();
-    run(device, &["fota", "confirm"], 0);
-    assert_eq!(device.booted(), Some(SetId::B));
-    world.finish();
-}
-
-#[test]
-fn fota_handle_takes_the_jobs_of_the_cloud_without_a_daemon() {
-    let world = World::new();
-    let device = &world.device;
-    let image = world.image("2.0", Health::Good);
-    world.wait_log("connected");
-    device.stop_agent().unwrap();
-    world.job("update", &world.publish(&image, Packing::Zstd).document);
-    device.reboots(Reboots::ByHand);
-    let said = run(device, &["fota", "handle", "--force", "--auto-reset", "false"], 10);
-    assert!(said.contains("reset"), "{said}");
-    assert_eq!(device.look(|heard| heard.reboots_due), 0, "it was told not to reset");
-    device.reboot().unwrap();
-    world.expect_end("update", Status::Succeeded, "set B");
-    world.finish();
-}
-
-#[test]
-fn fota_handle_gives_other_jobs_to_the_callback() {
-    let world = World::new();
-    let device = &world.device;
-    world.wait_log("connected");
-    device.stop_agent().unwrap();
-    let callback = device.folder().path("callback");
-    let taken = device.folder().path("taken");
-    let script =
-        format!("#!/bin/sh\n/usr/bin/env cat > '{}'\n/usr/bin/env grep -q dance '{0}'\n", taken.display());
-    fs::write(&callback, script).unwrap();
-    fs::set_permissions(&callback, fs::Permissions::from_mode(0o755)).unwrap();
-    world.job("dance", &json!({"operation": "dance", "steps": 3}));
-    run(device, &["fota", "handle", "--force", "--job-callback", callback.to_str().unwrap()], 0);
-    world.wait_status("dance", Status::Succeeded);
-    assert!(fs::read_to_string(&taken).unwrap().contains("\"steps\":3"));
-    world.job("sing", &json!({"operation": "sing"}));
-    run(device, &["fota", "handle", "--force", "--job-callback", callback.to_str().unwrap()], 0);
-    world.wait_status("sing", Status::Failed);
-    world.finish();
 }

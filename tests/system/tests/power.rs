@@ -1,7 +1,7 @@
 //! Power cuts, deaths of the agent and lost boot environments, in every phase of an update.
 
 use otandem_core::boot::SetId;
-use otandem_lab::{HttpFault, Position, Rule, Status};
+use otandem_lab::Status;
 use otandem_system_tests::Health;
 use otandem_system_tests::device::{Reboots, Script};
 use otandem_system_tests::pack::Packing;
@@ -61,17 +61,15 @@ fn held_at(moment: Moment) -> World {
     }
     let image = world.image("2.0", moment.health());
     let published = world.publish(&image, Packing::Zstd);
-    let stop = published.file_size as u64 / 2;
-    match moment {
-        Moment::Writing => {
-            world.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&published.path));
-        }
-        Moment::Armed => device.reboots(Reboots::ByHand),
-        _ => {}
+    if moment == Moment::Armed {
+        device.reboots(Reboots::ByHand);
+    }
+    if moment == Moment::Writing {
+        world.job_stalled("update", &published, 50);
+        return world;
     }
     world.job("update", &published.document);
     match moment {
-        Moment::Writing => world.wait_sent(&published.path, stop),
         Moment::Armed => {
             device.wait("the reboot", LIMIT, |heard| (heard.reboots_due > 0).then_some(())).unwrap();
         }

@@ -14,10 +14,7 @@ fn stalled(packing: Packing, piece: usize, at: usize) -> (World, Image, Publishe
     let world = World::new();
     let image = world.image("2.0", Health::Good);
     let published = world.publish_in(&image, packing, piece, otandem_lab::Scheme::Https);
-    let stop = (published.file_size / 100 * at) as u64;
-    world.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(stop))).path(&published.path));
-    world.job("update", &published.document);
-    world.wait_sent(&published.path, stop);
+    world.job_stalled("update", &published, at);
     (world, image, published)
 }
 

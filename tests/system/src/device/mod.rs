@@ -1,5 +1,6 @@
 //! A device in a folder, and what can happen to one.
 
+mod command;
 mod folder;
 pub(crate) mod supervise;
 
@@ -8,13 +9,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
-use serde_json::Value;
 
 pub use folder::{Folder, Script};
 use supervise::Shared;
@@ -318,35 +318,15 @@ impl Device {
         }
     }
 
-    /// Runs one command of the agent to its end.
+    /// An orderly reboot after which nobody starts the agent.
     ///
     /// # Errors
-    /// [`Error::Program`].
-    pub fn command(&self, arguments: &[&str]) -> Result<Output, Error> {
-        let run = || {
-            let mut command = Command::new(binary::otandem()?);
-            command.arg("--config").arg(self.inner.folder.config()).args(arguments).stdin(Stdio::null());
-            command.env_remove("NOTIFY_SOCKET");
-            let program = format!("otandem {}", arguments.join(" "));
-            command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            supervise::spawn(&mut command)
-                .and_then(std::process::Child::wait_with_output)
-                .map_err(|e| Error::Program { program, why: e.to_string() })
-        };
-        run()
-    }
-
-    /// `otandem status --json`.
-    ///
-    /// # Errors
-    /// [`Error::Wrong`] when its output is no JSON.
-    pub fn status(&self) -> Result<Value, Error> {
-        let output = self.command(&["status", "--json"])?;
-        serde_json::from_slice(&output.stdout).map_err(|e| {
-            let (out, err) =
-                (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-            Error::Wrong(format!("otandem status --json: {e}: {out}{err}"))
-        })
+    /// As [`Device::power_on`].
+    pub fn reboot_without_agent(&self) -> Result<SetId, Error> {
+        let _power = locked(&self.inner.power);
+        supervise::stop(&self.inner.shared, STOP)?;
+        supervise::cut(&self.inner.shared)?;
+        self.inner.load()
     }
 
     /// What runs.
@@ -404,6 +384,13 @@ impl Drop for Device {
 impl Inner {
     /// The loader's part, then the agent's start.
     fn boot(&self) -> Result<SetId, Error> {
+        let set = self.load()?;
+        self.start()?;
+        Ok(set)
+    }
+
+    /// The loader's part: what boots, which must be complete.
+    fn load(&self) -> Result<SetId, Error> {
         let slots = locked(&self.spec).slots.clone();
         let of_set = |set| slots.iter().map(|slot| self.folder.slot(set, slot)).collect::<Vec<_>>();
         // /run does not outlive a boot.
@@ -419,7 +406,6 @@ impl Inner {
         if boot.images.contains(&None) {
             return Err(Error::Wrong(format!("set {set} was booted and is not complete: {boot:?}")));
         }
-        self.start()?;
         Ok(set)
     }
 
