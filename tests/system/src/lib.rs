@@ -9,6 +9,7 @@
 //! Start reading at [`device::Device`]; [`world::World`] puts a device and a lab together for the tests.
 
 pub mod binary;
+pub mod cloud;
 pub mod device;
 pub mod error;
 pub mod image;
@@ -17,6 +18,7 @@ pub mod pack;
 pub mod scenario;
 pub mod world;
 
+pub use cloud::{CloudSide, Published};
 pub use device::{Device, Spec};
 pub use error::Error;
 pub use image::{Health, Image};
