@@ -5,7 +5,8 @@
 //! length of a mark, followed by the data in as many sectors; a discard and a flush have none.
 //!
 //! The count in the superblock is brought up to date at a flush only. After a killed QEMU there are more entries behind
-//! it: the reader goes on to the end of the file and stops at the first thing there that cannot be an entry.
+//! it: the reader goes on to the end of the file and stops at the first thing there that cannot be an entry. Before the
+//! first flush there is no superblock at all: the file is empty, or begins with a hole.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -16,6 +17,9 @@ const VERSION: u64 = 1;
 const HEADER: u64 = 32;
 /// Log sectors: what a disk can have. (The driver would take up to 16 MiB, nobody needs that.)
 const SECTOR_SIZES: std::ops::RangeInclusive<u64> = 512..=4096;
+
+/// Log sectors of a log that has no superblock yet: what [`crate::Vm`] asks for.
+const UNSAID: u64 = 512;
 
 const FLUSH: u64 = 1;
 const FUA: u64 = 2;
@@ -116,10 +120,13 @@ impl<R: Read + Seek> WriteLog<R> {
     pub fn open(mut reader: R) -> Result<Self, WriteLogError> {
         let size = reader.seek(SeekFrom::End(0)).map_err(|source| WriteLogError::Read { at: 0, source })?;
         let mut block = [0; 28];
-        if size < 28 {
-            return Err(WriteLogError::NotALog { found: 0 });
+        if size >= 28 {
+            read_at(&mut reader, 0, &mut block)?;
         }
-        read_at(&mut reader, 0, &mut block)?;
+        if block == [0; 28] && (size == 0 || size >= UNSAID) {
+            let (sector_size, at) = (UNSAID, UNSAID);
+            return Ok(Self { reader, size, sector_size, vouched: 0, next: 0, at, torn: false, done: false });
+        }
         let (found, version, vouched) = (number(&block, 0), number(&block, 8), number(&block, 16));
         if found != MAGIC {
             return Err(WriteLogError::NotALog { found });
@@ -347,8 +354,17 @@ mod tests {
     }
 
     #[test]
+    fn a_device_that_never_flushed_has_a_log_without_a_superblock() {
+        assert_eq!(read(Vec::new()), (vec![], false));
+        let mut log = Log::new(0).write(3, 1, 1).bytes();
+        log[..512].fill(0);
+        let (entries, torn) = read(log);
+        assert_eq!((entries.len(), entries[0].offset, torn), (1, 1536, false));
+    }
+
+    #[test]
     fn something_else_is_no_log() {
-        assert!(matches!(WriteLog::open(Cursor::new(vec![])), Err(WriteLogError::NotALog { .. })));
+        assert!(matches!(WriteLog::open(Cursor::new(vec![0; 27])), Err(WriteLogError::NotALog { .. })));
         assert!(matches!(WriteLog::open(Cursor::new(vec![1; 512])), Err(WriteLogError::NotALog { .. })));
         let mut log = Log::new(0).bytes();
         log[24] = 3;
