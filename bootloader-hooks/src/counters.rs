@@ -2,7 +2,8 @@
 //!
 //! `BOOT_ORDER` lists the sets that may be booted, the first one first; `BOOT_x_LEFT` is how often the loader still
 //! tries one. Three means confirmed: the loader then counts nothing and writes nothing. Below that it counts down before
-//! every boot.
+//! every boot. A counter that is missing or makes no sense stands for a new set: it has three tries, and they are
+//! counted, so that an image that hangs cannot keep a device whose environment was lost.
 
 use otandem_core::boot::{SetId, SetState};
 
@@ -16,14 +17,24 @@ pub const FULL: u8 = 3;
 pub struct Env {
     /// Each set at most once.
     order: Vec<SetId>,
-    left: [u8; 2],
+    /// `None` = as new.
+    left: [Option<u8>; 2],
 }
 
 impl Default for Env {
-    /// What the loader uses when it has no environment.
+    /// What the loader uses when it has no environment: both sets are as new.
     fn default() -> Self {
-        Self { order: SetId::BOTH.to_vec(), left: [FULL; 2] }
+        Self { order: SetId::BOTH.to_vec(), left: [None; 2] }
     }
+}
+
+/// When the loader tries a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// Because the variables list it.
+    Listed,
+    /// Because nothing that is listed boots: all variables are forgotten.
+    Last,
 }
 
 const fn index(set: SetId) -> usize {
@@ -43,18 +54,41 @@ impl Env {
                 unique.push(*set);
             }
         }
-        Self { order: unique, left: [left_a, left_b] }
+        Self { order: unique, left: [Some(left_a), Some(left_b)] }
     }
 
-    /// Reads the lines `NAME=value`; `None` if one of the three variables is missing or makes no sense, or nothing is
-    /// listed. Other variables are not ours.
+    /// What the boot script makes of values as they stand, whoever wrote them; `None` = there is no such variable.
+    ///
+    /// A missing or empty order lists both sets. Names in it that are none of the two and repetitions are passed over.
+    /// A counter is one of `0` to `3`, written so; anything else is as new.
+    #[must_use]
+    pub fn from_values(order: Option<&str>, left: [Option<&str>; 2], names: &BootNames) -> Self {
+        let mut env = Self::default();
+        if let Some(order) = order.filter(|order| !order.is_empty()) {
+            let listed: Vec<SetId> =
+                order.split_ascii_whitespace().filter_map(|name| names.set(name)).collect();
+            env.order = Self::new(&listed, 0, 0).order;
+        }
+        env.left = left.map(|value| match value?.as_bytes() {
+            [digit @ b'0'..=b'3'] => Some(digit - b'0'),
+            _ => None,
+        });
+        env
+    }
+
+    /// Reads the lines `NAME=value`; `None` if the order is missing or lists nothing, or one of the variables makes no
+    /// sense. Other variables are not ours.
     #[must_use]
     pub fn parse(text: &str, names: &BootNames) -> Option<Self> {
         let value = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
-        let left = |set| u8::from_str_radix(value(&format!("BOOT_{}_LEFT", names.name(set)))?, 16).ok();
+        let left = |set| match value(&format!("BOOT_{}_LEFT", names.name(set))) {
+            Some(left) => u8::from_str_radix(left, 16).ok().map(Some),
+            None => Some(None),
+        };
         let order = value("BOOT_ORDER")?.split_whitespace();
         let order = order.map(|name| names.set(name)).collect::<Option<Vec<_>>>()?;
-        (!order.is_empty()).then_some(Self::new(&order, left(SetId::A)?, left(SetId::B)?))
+        let left = [left(SetId::A)?, left(SetId::B)?];
+        (!order.is_empty()).then(|| Self { left, ..Self::new(&order, 0, 0) })
     }
 
     /// The lines that [`Env::parse`] reads.
@@ -63,14 +97,28 @@ impl Env {
         let order: Vec<&str> = self.order.iter().map(|set| names.name(*set)).collect();
         let mut text = format!("BOOT_ORDER={}\n", order.join(" "));
         for set in SetId::BOTH {
-            text += &format!("BOOT_{}_LEFT={:x}\n", names.name(set), self.left(set));
+            if let Some(left) = self.left[index(set)] {
+                text += &format!("BOOT_{}_LEFT={left:x}\n", names.name(set));
+            }
         }
         text
     }
 
+    /// The sets that may be booted, the first one first.
+    #[must_use]
+    pub fn order(&self) -> &[SetId] {
+        &self.order
+    }
+
     /// Tries left of `set`.
     #[must_use]
-    pub const fn left(&self, set: SetId) -> u8 {
+    pub fn left(&self, set: SetId) -> u8 {
+        self.left[index(set)].unwrap_or(FULL)
+    }
+
+    /// The counter as it is stored; `None` = as new.
+    #[must_use]
+    pub const fn stored(&self, set: SetId) -> Option<u8> {
         self.left[index(set)]
     }
 
@@ -86,27 +134,31 @@ impl Env {
         self.order.iter().copied().find(|set| self.bootable(*set))
     }
 
-    /// The state of `set`, given how many tries [`Env::arm`] gives.
+    /// The state of `set`, given how many tries [`Env::arm`] gives and which set runs.
+    ///
+    /// The running set was counted when it was booted. That leaves a trial fewer tries than it was given; with that many
+    /// or more it is a confirmed set of a loader that counts at every boot, as RAUC's own script does.
     #[must_use]
-    pub fn state(&self, set: SetId, tries: Tries) -> SetState {
+    pub fn state(&self, set: SetId, running: Option<SetId>, tries: Tries) -> SetState {
         match self.left(set) {
             _ if !self.order.contains(&set) => SetState::Bad,
             FULL.. => SetState::Good,
-            left if left >= tries.get() => SetState::Untried,
-            _ => SetState::Tried,
+            left if left < tries.get() => SetState::Tried,
+            _ if running == Some(set) => SetState::Good,
+            _ => SetState::Untried,
         }
     }
 
     /// `set` is tried next; the other one is its full fallback.
     pub fn arm(&mut self, set: SetId, tries: Tries) {
         self.order = vec![set, set.other()];
-        self.left[index(set)] = tries.get();
-        self.left[index(set.other())] = FULL;
+        self.left[index(set)] = Some(tries.get());
+        self.left[index(set.other())] = Some(FULL);
     }
 
     /// The counter of `set` is full again.
     pub fn keep(&mut self, set: SetId) {
-        self.left[index(set)] = FULL;
+        self.left[index(set)] = Some(FULL);
         if !self.order.contains(&set) {
             self.order.insert(0, set);
         }
@@ -122,34 +174,50 @@ impl Env {
     pub fn confirm(&mut self, set: SetId) {
         self.order.retain(|s| *s != set);
         self.order.insert(0, set);
-        self.left[index(set)] = FULL;
+        self.left[index(set)] = Some(FULL);
     }
 
     /// `set` is neither listed nor has it tries left.
     pub fn mark_bad(&mut self, set: SetId) {
         self.order.retain(|s| *s != set);
-        self.left[index(set)] = 0;
+        self.left[index(set)] = Some(0);
     }
 
-    /// What the loader does at a reset: the first set of the order with tries left is counted down (unless it is
-    /// confirmed) and loaded; if it cannot be loaded, the next one. When nothing is left, the defaults are tried once.
-    /// Returns what it booted.
-    pub fn next_boot(&mut self, mut can_load: impl FnMut(SetId) -> bool) -> Option<SetId> {
-        for last_resort in [false, true] {
-            if last_resort {
-                *self = Self::default();
+    /// What the loader does at a reset, when it can save its environment. Returns what it booted.
+    pub fn next_boot(&mut self, can_load: impl FnMut(SetId) -> bool) -> Option<SetId> {
+        self.boot(can_load, |_, _| true)
+    }
+
+    /// What the boot script does at a reset, step by step, as `uboot/boot.cmd` has it. Returns what it booted.
+    ///
+    /// The sets of the order that have tries left are counted down (unless confirmed), saved and loaded, the first one
+    /// first. What cannot be saved is not tried, what cannot be loaded is passed over. When nothing is left, both sets
+    /// are tried as new ones; then saving comes after loading, and it need not succeed.
+    pub fn boot(
+        &mut self,
+        mut load: impl FnMut(SetId) -> bool,
+        mut save: impl FnMut(&Self, Round) -> bool,
+    ) -> Option<SetId> {
+        for set in self.order.clone() {
+            let left = &mut self.left[index(set)];
+            let ready = match *left {
+                Some(0) => false,
+                Some(FULL..) => true,
+                counted => {
+                    *left = Some(counted.unwrap_or(FULL) - 1);
+                    save(self, Round::Listed)
+                }
+            };
+            if ready && load(set) {
+                return Some(set);
             }
-            for set in self.order.clone() {
-                let left = &mut self.left[index(set)];
-                if *left == 0 {
-                    continue;
-                }
-                if *left < FULL {
-                    *left -= 1;
-                }
-                if can_load(set) {
-                    return Some(set);
-                }
+        }
+        for set in SetId::BOTH {
+            if load(set) {
+                *self = Self::default();
+                self.left[index(set)] = Some(FULL - 1);
+                save(self, Round::Last);
+                return Some(set);
             }
         }
         None

@@ -79,13 +79,14 @@ impl BootControl for Simulated {
         let env = self.env.read()?;
         let boot_id = std::fs::read_to_string(self.dir.join("boot_id")).unwrap_or_default().trim().to_owned();
         let tries = self.config.trial_tries;
+        // Without an identity of the boot nobody could tell whether there was a reset.
+        let booted = if boot_id.is_empty() { Booted::Unknown } else { self.booted().booted };
         Ok(Facts {
-            // Without an identity of the boot nobody could tell whether there was a reset.
-            booted: if boot_id.is_empty() { Booted::Unknown } else { self.booted().booted },
+            booted,
             boot_id,
             primary: env.primary(),
-            a: env.state(SetId::A, tries),
-            b: env.state(SetId::B, tries),
+            a: env.state(SetId::A, booted.set(), tries),
+            b: env.state(SetId::B, booted.set(), tries),
         })
     }
 

@@ -207,6 +207,15 @@ fn a_lost_environment_boots_the_defaults() {
 }
 
 #[test]
+fn after_a_lost_environment_a_set_that_hangs_is_left_after_three_tries() {
+    let mut machine = Machine::new();
+    machine.loader.reset_env().unwrap();
+    let boots: Vec<SetId> = (0..8).map(|_| machine.boot()).collect();
+    use SetId::{A, B};
+    assert_eq!(boots, [A, A, A, B, B, B, A, A]);
+}
+
+#[test]
 fn a_write_that_the_medium_lost_is_found_by_reading_back() {
     let machine = Machine::new();
     let mut control = machine.control();
@@ -227,6 +236,7 @@ fn a_machine_where_nothing_can_be_loaded_boots_nothing() {
 #[test]
 fn an_environment_that_was_cut_off_keeps_what_can_be_read() {
     let machine = Machine::with_bad_b();
+    machine.control().keep(SetId::A).unwrap();
     let path = machine.dir.path().join("env");
     std::fs::write(&path, &machine.env_bytes()[..512]).unwrap();
     assert_eq!(machine.facts().b, SetState::Bad);
@@ -348,7 +358,7 @@ proptest! {
         let mut env = env;
         if env.bootable(bad.other()) {
             env.mark_bad(bad);
-            prop_assert_eq!(env.state(bad, Tries::ONE), SetState::Bad);
+            prop_assert_eq!(env.state(bad, None, Tries::ONE), SetState::Bad);
             prop_assert_eq!(env.clone().next_boot(|_| true), Some(bad.other()));
         }
     }
