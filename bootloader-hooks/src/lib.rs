@@ -15,6 +15,8 @@ pub mod counters;
 #[cfg(feature = "custom")]
 pub mod custom;
 mod error;
+#[cfg(feature = "grub")]
+pub mod grub;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 
