@@ -17,6 +17,8 @@ pub mod custom;
 mod error;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+#[cfg(feature = "systemd-boot")]
+pub mod systemd_boot;
 
 pub use config::{BootNames, Config, Tries};
 pub use error::BootError;
