@@ -19,6 +19,8 @@ mod error;
 pub mod grub;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+#[cfg(feature = "systemd-boot")]
+pub mod systemd_boot;
 
 pub use config::{BootNames, Config, Tries};
 pub use error::BootError;
