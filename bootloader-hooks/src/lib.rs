@@ -14,7 +14,9 @@ mod config;
 pub mod counters;
 #[cfg(feature = "custom")]
 pub mod custom;
+pub mod detect;
 mod error;
+pub mod rivals;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 
