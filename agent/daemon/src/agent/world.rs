@@ -122,7 +122,7 @@ type Boot = (Option<Box<dyn BootControl>>, Result<otandem_core::boot::Facts, Str
 
 fn bootloader(updates: &UpdateSettings) -> Boot {
     match features::boot_control(updates) {
-        Ok(mut boot) => {
+        Ok((_, mut boot)) => {
             let facts = boot.facts().map_err(|e| e.to_string());
             (Some(boot), facts)
         }
