@@ -178,6 +178,12 @@ impl Machine {
         self.run.settled
     }
 
+    /// The running set is confirmed and its counter was refreshed in this boot.
+    #[must_use]
+    pub const fn kept(&self) -> bool {
+        self.run.kept
+    }
+
     /// A new update may be offered: nothing under way, and the running set known, confirmed and refreshed
     /// (UPDATE-RULES 1.1).
     #[must_use]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use otandem_boot::BootControl;
+use otandem_boot::{BootControl, View};
 use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
 use otandem_core::machine::{Action, Event, Hook, HookAnswer, Machine};
@@ -18,9 +18,10 @@ use tokio::sync::mpsc;
 
 use super::checks::{self, Environment, Runner};
 use super::install::{Terms, Work, Worker};
+use super::world::Loader;
 use crate::cloud::identity;
 use crate::cloud::tls::{Clock, wall};
-use crate::config::{Settings, UpdateSettings};
+use crate::config::{BootKind, Settings, UpdateSettings};
 
 /// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
 const FEED_EVERY: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ const REBOOT_LIMIT: Duration = Duration::from_secs(60);
 pub struct Performer {
     settings: Settings,
     store: Option<RecordStore>,
-    boot: Option<Box<dyn BootControl>>,
+    boot: Option<Loader>,
     /// For certificates.
     clock: Arc<Clock>,
     /// Why no image may be written on this device, whatever it is.
@@ -52,7 +53,7 @@ impl Performer {
     pub(super) fn new(
         settings: Settings,
         store: Option<RecordStore>,
-        boot: Option<Box<dyn BootControl>>,
+        boot: Option<Loader>,
         clock: Arc<Clock>,
         refusal: Option<String>,
     ) -> Self {
@@ -79,9 +80,19 @@ impl Performer {
         self.no_digest = if allowed { install::NoDigest::Allow } else { install::NoDigest::Refuse };
     }
 
-    /// What the bootloader says now, if it says anything.
-    pub(super) fn facts(&mut self) -> Option<Facts> {
-        self.boot.as_mut().and_then(|boot| boot.facts().ok())
+    /// What the bootloader says now.
+    pub(super) fn facts(&mut self) -> Result<Facts, String> {
+        self.boot()?.facts().map_err(|e| e.to_string())
+    }
+
+    /// What the bootloader has stored, in its own words.
+    pub(super) fn view(&mut self) -> Result<View, String> {
+        self.boot()?.view().map_err(|e| e.to_string())
+    }
+
+    /// Which bootloader it is.
+    pub(super) fn boot_kind(&self) -> Option<BootKind> {
+        self.boot.as_ref().map(|boot| boot.kind)
     }
 
     /// Why no image may be written on this device, whatever it is.
@@ -116,7 +127,7 @@ impl Performer {
 
     fn boot(&mut self) -> Result<&mut dyn BootControl, String> {
         match &mut self.boot {
-            Some(boot) => Ok(boot.as_mut()),
+            Some(boot) => Ok(boot.control.as_mut()),
             None => Err("no bootloader is configured: see [bootloader]".into()),
         }
     }

@@ -16,7 +16,7 @@ use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_writ
 
 use super::perform::Performer;
 use crate::cloud::tls::Clock;
-use crate::config::{Settings, UpdateSettings};
+use crate::config::{BootKind, Settings, UpdateSettings};
 use crate::features;
 
 /// What the start gave.
@@ -58,6 +58,11 @@ pub fn open(
         Ok(updates) => {
             refusal = refusal.or_else(|| not_shared(settings, updates));
             let (boot, facts) = bootloader(updates);
+            if let Some(boot) = &boot {
+                for rival in rivals(boot.kind) {
+                    tracing::warn!("{rival}");
+                }
+            }
             let heads = SetId::BOTH.map(|set| updates.set(set).slots.values().all(|path| begins(path)));
             (boot, Evidence { facts, heads }, rules(updates))
         }
@@ -118,16 +123,29 @@ fn not_shared(settings: &Settings, updates: &UpdateSettings) -> Option<String> {
     }
 }
 
-type Boot = (Option<Box<dyn BootControl>>, Result<otandem_core::boot::Facts, String>);
+/// The bootloader of this device.
+pub struct Loader {
+    /// Which one.
+    pub kind: BootKind,
+    /// How it is asked and told.
+    pub control: Box<dyn BootControl>,
+}
+
+type Boot = (Option<Loader>, Result<otandem_core::boot::Facts, String>);
 
 fn bootloader(updates: &UpdateSettings) -> Boot {
     match features::boot_control(updates) {
-        Ok((_, mut boot)) => {
-            let facts = boot.facts().map_err(|e| e.to_string());
-            (Some(boot), facts)
+        Ok((kind, mut control)) => {
+            let facts = control.facts().map_err(|e| e.to_string());
+            (Some(Loader { kind, control }), facts)
         }
         Err(why) => (None, Err(why)),
     }
+}
+
+/// Services that would confirm a set of this bootloader behind our back.
+pub fn rivals(kind: BootKind) -> Vec<String> {
+    otandem_boot::rivals::rivals(Path::new("/"), kind)
 }
 
 fn rules(updates: &UpdateSettings) -> Rules {
