@@ -221,7 +221,7 @@ impl Machine {
         })
     }
 
-    /// Why nothing on this device may be touched, if so; it does not change while the process lives.
+    /// Why nothing on this device may be touched, if so; only [`Machine::look_again`] changes it.
     #[must_use]
     pub fn untouchable(&self) -> Option<&str> {
         self.run.untouchable.as_deref()

@@ -9,7 +9,7 @@ use std::time::Duration;
 use otandem_boot::{BootControl, View};
 use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
-use otandem_core::machine::{Action, Event, Hook, HookAnswer, Machine};
+use otandem_core::machine::{Action, Event, Evidence, Hook, HookAnswer, Machine};
 use otandem_core::update::{Origin, Outcome};
 use otandem_device::install;
 use otandem_device::run::{self, Spec, Stop};
@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 
 use super::checks::{self, Environment, Runner};
 use super::install::{Terms, Work, Worker};
-use super::world::Loader;
+use super::world::{Loader, bootloader, heads};
 use crate::cloud::identity;
 use crate::cloud::tls::{Clock, wall};
 use crate::config::{BootKind, Settings, UpdateSettings};
@@ -83,6 +83,16 @@ impl Performer {
     /// What the bootloader says now.
     pub(super) fn facts(&mut self) -> Result<Facts, String> {
         self.boot()?.facts().map_err(|e| e.to_string())
+    }
+
+    /// Asks the bootloader again; one that does not answer is opened anew, since what it is made of may have come late.
+    pub(super) fn look(&mut self) -> Result<Evidence, String> {
+        let updates = self.updates()?.clone();
+        let mut facts = self.facts();
+        if !facts.as_ref().is_ok_and(|facts| facts.booted.set().is_some()) {
+            (self.boot, facts) = bootloader(&updates);
+        }
+        Ok(Evidence { facts, heads: heads(&updates) })
     }
 
     /// What the bootloader has stored, in its own words.
@@ -357,6 +367,9 @@ impl Performer {
     /// In a trial only this loop feeds the hardware watchdog.
     pub(super) fn take_watchdog(&mut self) {
         let Some(path) = self.updates().ok().and_then(|u| u.watchdog.clone()) else { return };
+        if self.watchdog.is_some() {
+            return;
+        }
         match File::options().write(true).open(&path) {
             Ok(file) => self.watchdog = Some(file),
             Err(e) => tracing::warn!("{}: {e}: the trial runs without a hardware watchdog", path.display()),

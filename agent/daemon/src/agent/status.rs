@@ -5,6 +5,7 @@ use otandem_core::agreement::differences;
 use otandem_core::boot::{Facts, SetId};
 use otandem_core::machine::Machine;
 use otandem_core::update::{Origin, Outcome};
+use otandem_device::machine::now as boottime;
 use serde_json::{Value, json};
 
 use super::Agent;
@@ -68,6 +69,10 @@ impl Agent {
     pub fn status(&mut self) -> Value {
         // The bootloader is asked anew: somebody else may have told it something.
         let (facts, view) = (self.performer.facts(), self.performer.view());
+        if self.machine.untouchable().is_some() && facts.is_ok() {
+            // It answers: no need to wait any longer.
+            self.look.due = boottime();
+        }
         let kind = self.performer.boot_kind();
         let rivals = kind.map(rivals).unwrap_or_default();
         let certificate = self.performer.certificate();

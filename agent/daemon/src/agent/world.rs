@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use otandem_boot::BootControl;
-use otandem_core::boot::SetId;
+use otandem_core::boot::{Facts, SetId};
 use otandem_core::jobs::Identity;
 use otandem_core::machine::{Action, Evidence, Machine, Now, Rules};
 use otandem_core::record::Record;
@@ -58,13 +58,13 @@ pub fn open(
         Ok(updates) => {
             refusal = refusal.or_else(|| not_shared(settings, updates));
             let (boot, facts) = bootloader(updates);
+            let evidence = Evidence { facts, heads: heads(updates) };
             if let Some(boot) = &boot {
                 for rival in rivals(boot.kind) {
                     tracing::warn!("{rival}");
                 }
             }
-            let heads = SetId::BOTH.map(|set| updates.set(set).slots.values().all(|path| begins(path)));
-            (boot, Evidence { facts, heads }, rules(updates))
+            (boot, evidence, rules(updates))
         }
         Err(finding) => {
             let facts = Err(format!("the configuration has a mistake: {finding}"));
@@ -123,6 +123,11 @@ fn not_shared(settings: &Settings, updates: &UpdateSettings) -> Option<String> {
     }
 }
 
+/// Which sets begin with something: A, B.
+pub fn heads(updates: &UpdateSettings) -> [bool; 2] {
+    SetId::BOTH.map(|set| updates.set(set).slots.values().all(|path| begins(path)))
+}
+
 /// The bootloader of this device.
 pub struct Loader {
     /// Which one.
@@ -131,9 +136,11 @@ pub struct Loader {
     pub control: Box<dyn BootControl>,
 }
 
-type Boot = (Option<Loader>, Result<otandem_core::boot::Facts, String>);
+/// The bootloader, as far as it could be opened, and what it says.
+pub type Boot = (Option<Loader>, Result<Facts, String>);
 
-fn bootloader(updates: &UpdateSettings) -> Boot {
+/// Opens the bootloader and asks it.
+pub fn bootloader(updates: &UpdateSettings) -> Boot {
     match features::boot_control(updates) {
         Ok((kind, mut control)) => {
             let facts = control.facts().map_err(|e| e.to_string());
