@@ -14,9 +14,11 @@ mod config;
 pub mod counters;
 #[cfg(feature = "custom")]
 pub mod custom;
+pub mod detect;
 mod error;
 #[cfg(feature = "grub")]
 pub mod grub;
+pub mod rivals;
 #[cfg(feature = "simulated")]
 pub mod simulated;
 #[cfg(feature = "systemd-boot")]

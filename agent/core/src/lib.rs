@@ -9,6 +9,7 @@
 #![deny(clippy::cast_possible_truncation)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod agreement;
 pub mod boot;
 pub mod fota;
 pub mod frame;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use otandem_boot::booted::{Seen, Slot};
+use otandem_boot::detect::{self, Places};
 use otandem_boot::{BootControl, BootNames, Config, Tries};
 use otandem_core::boot::SetId;
 use otandem_core::jobs::Identity;
@@ -10,7 +11,7 @@ use otandem_core::jobs::intake::JobRules;
 
 use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
-use crate::config::{Bootloader, CloudSettings, NetworkSettings, UpdateSettings};
+use crate::config::{BootKind, Bootloader, CloudSettings, NetworkSettings, UpdateSettings};
 use crate::feature::Feature;
 
 /// The functions of this build, for `--version` and for errors that say what to build.
@@ -21,47 +22,83 @@ pub fn list() -> Vec<&'static str> {
         ("gzip", cfg!(feature = "gzip")),
         ("xz", cfg!(feature = "xz")),
         ("boot-custom", cfg!(feature = "boot-custom")),
+        ("boot-grub", cfg!(feature = "boot-grub")),
         ("boot-simulated", cfg!(feature = "boot-simulated")),
+        ("boot-systemd-boot", cfg!(feature = "boot-systemd-boot")),
     ];
     all.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
 }
 
-/// The configured bootloader.
+/// The root of the file system.
+const ROOT: &str = "/";
+
+/// The configured bootloader, or the one that is found.
 ///
 /// # Errors
-/// One line: this build does not have it, or it does not take its configuration.
-pub fn boot_control(updates: &UpdateSettings) -> Result<Box<dyn BootControl>, String> {
+/// One line: none is found, this build does not have it, or it does not take its configuration.
+pub fn boot_control(updates: &UpdateSettings) -> Result<(BootKind, Box<dyn BootControl>), String> {
     let names = BootNames::new(&updates.a.boot_name, &updates.b.boot_name).map_err(|e| e.to_string())?;
     let trial_tries = Tries::new(updates.trial_boots).map_err(|e| e.to_string())?;
     let config = Config { names, trial_tries };
-    match &updates.bootloader {
-        Bootloader::Auto { .. } => Err("no bootloader is found by itself yet: set bootloader.kind".into()),
+    let Bootloader { kind, places } = &updates.bootloader;
+    let kind = match kind {
+        Some(kind) => *kind,
+        None => find(places)?,
+    };
+    Ok((kind, back_end(kind, places, config, updates)?))
+}
+
+/// `bootloader.kind = "auto"`
+fn find(places: &Places) -> Result<BootKind, String> {
+    let cmdline = otandem_device::machine::cmdline().map_err(|e| e.to_string())?;
+    let kind = detect::decide(&detect::signs(places, ROOT.as_ref(), &cmdline)).map_err(|e| e.to_string())?;
+    tracing::info!("the bootloader is {kind}");
+    Ok(kind)
+}
+
+fn back_end(
+    kind: BootKind,
+    places: &Places,
+    config: Config,
+    updates: &UpdateSettings,
+) -> Result<Box<dyn BootControl>, String> {
+    let seen = || Seen::on_this_machine(&slots(updates)).map_err(|e| e.to_string());
+    let missing = |what: &str| format!("{kind}: {what}");
+    match kind {
         #[cfg(feature = "boot-custom")]
-        Bootloader::Custom { program, timeout } => {
-            let seen = Seen::on_this_machine(&slots(updates)).map_err(|e| e.to_string())?;
-            let custom = otandem_boot::custom::Custom::new(program.clone(), config, seen);
+        BootKind::Custom => {
+            let program = places.program.clone().ok_or_else(|| missing("set bootloader.program"))?;
+            let custom = otandem_boot::custom::Custom::new(program, config, seen()?);
             let mut custom = custom.map_err(|e| e.to_string())?;
-            custom.set_time_limit(*timeout);
+            custom.set_time_limit(places.timeout);
             Ok(Box::new(custom))
         }
+        #[cfg(feature = "boot-grub")]
+        BootKind::Grub => {
+            let block =
+                places.grubenv(ROOT.as_ref()).ok_or_else(|| missing("no grubenv; set bootloader.grubenv"))?;
+            let grub = otandem_boot::grub::Grub::open(block, config, seen()?);
+            grub.map(|g| Box::new(g) as _).map_err(|e| e.to_string())
+        }
+        #[cfg(feature = "boot-systemd-boot")]
+        BootKind::SystemdBoot => {
+            let no_entries = || missing("no boot entries found; set bootloader.entries-a and entries-b");
+            let entries = places.entries(ROOT.as_ref(), &config.names).ok_or_else(no_entries)?;
+            let setup = otandem_boot::systemd_boot::Setup { entries, efivars: detect::EFIVARS.into() };
+            let loader = otandem_boot::systemd_boot::SystemdBoot::open(setup, config, seen()?);
+            loader.map(|l| Box::new(l) as _).map_err(|e| e.to_string())
+        }
         #[cfg(feature = "boot-simulated")]
-        Bootloader::Simulated { directory } => {
+        BootKind::Simulated => {
+            let directory = places.directory.as_ref().ok_or_else(|| missing("set bootloader.directory"))?;
             let simulated = otandem_boot::simulated::Simulated::open(directory, config);
             simulated.map(|s| Box::new(s) as _).map_err(|e| e.to_string())
         }
         #[allow(unreachable_patterns)] // with every back end built in
         other => {
-            let _ = (config, slots(updates), Seen::default());
-            Err(format!("this build has no {} back end: build with --features boot-{0}", kind(other)))
+            let _ = (config, places, seen, missing);
+            Err(format!("this build has no {other} back end: build with --features boot-{other}"))
         }
-    }
-}
-
-const fn kind(bootloader: &Bootloader) -> &'static str {
-    match bootloader {
-        Bootloader::Auto { .. } => "auto",
-        Bootloader::Custom { .. } => "custom",
-        Bootloader::Simulated { .. } => "simulated",
     }
 }
 

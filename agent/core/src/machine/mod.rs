@@ -180,6 +180,12 @@ impl Machine {
         self.run.settled
     }
 
+    /// The running set is confirmed and its counter was refreshed in this boot.
+    #[must_use]
+    pub const fn kept(&self) -> bool {
+        self.run.kept
+    }
+
     /// A new update may be offered: nothing under way, and the running set known, confirmed and refreshed
     /// (UPDATE-RULES 1.1).
     #[must_use]
@@ -217,7 +223,7 @@ impl Machine {
         })
     }
 
-    /// Why nothing on this device may be touched, if so; it does not change while the process lives.
+    /// Why nothing on this device may be touched, if so; only [`Machine::look_again`] changes it.
     #[must_use]
     pub fn untouchable(&self) -> Option<&str> {
         self.run.untouchable.as_deref()

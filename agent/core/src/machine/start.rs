@@ -14,17 +14,29 @@ impl Machine {
         let Evidence { facts, heads } = evidence;
         let verdict_on = |facts: &Facts| verdict(record.as_ref(), facts);
         let first = facts.as_ref().map_or(Verdict::Untouchable, verdict_on);
-        let untouchable = match &facts {
-            Err(why) => Some(format!("the bootloader cannot be asked: {why}")),
-            Ok(facts) if facts.booted == Booted::Unknown => {
-                Some("which set runs is not known: nothing is written, armed or confirmed".to_owned())
-            }
-            Ok(_) => None,
-        };
+        let untouchable = untouchable(&facts);
         let run = Run { started: now.boot, facts: facts.ok(), heads, untouchable, ..Run::default() };
         let mut machine = Self { record: record.unwrap_or_default(), rules, run };
         let actions = machine.carry_out(first, now);
         (machine, actions)
+    }
+
+    /// The bootloader is asked again, where nothing could be touched so far: it may have been a storage that came late,
+    /// or a program that failed once. With an answer the process starts as if it did so now: nothing was done about the
+    /// boot before, so the record stands as it was found. Without one only the reason changes.
+    pub fn look_again(&mut self, evidence: Evidence, now: Now) -> Vec<Action> {
+        let Some(was) = self.run.untouchable.take() else { return vec![] };
+        self.run.untouchable = untouchable(&evidence.facts);
+        match &self.run.untouchable {
+            None => {
+                let record = std::mem::take(&mut self.record);
+                let (machine, actions) = Self::start(Some(record), evidence, self.rules.clone(), now);
+                *self = machine;
+                actions
+            }
+            Some(why) if *why != was => vec![Action::Say(why.clone())],
+            Some(_) => vec![],
+        }
     }
 
     fn carry_out(&mut self, verdict: Verdict, now: Now) -> Vec<Action> {
@@ -147,5 +159,16 @@ impl Machine {
         }
         self.run.settled = true;
         vec![Action::Settled]
+    }
+}
+
+/// Why nothing may be touched, given what the bootloader says.
+fn untouchable(facts: &Result<Facts, String>) -> Option<String> {
+    match facts {
+        Err(why) => Some(format!("the bootloader cannot be asked: {why}")),
+        Ok(facts) if facts.booted == Booted::Unknown => {
+            Some("which set runs is not known: nothing is written, armed or confirmed".to_owned())
+        }
+        Ok(_) => None,
     }
 }

@@ -321,6 +321,20 @@ impl World {
         self.perform(actions);
     }
 
+    /// The agent that could not ask the bootloader asks again, as often as it likes.
+    pub fn look_again(&mut self) {
+        let evidence = Evidence { facts: self.facts(), heads: SetId::BOTH.map(|s| self.complete(s)) };
+        let now = self.now();
+        let Some(machine) = &mut self.machine else { return };
+        let was = machine.untouchable().is_some();
+        let actions = machine.look_again(evidence, now);
+        if was && machine.untouchable().is_none() {
+            self.settled = false;
+        }
+        self.note(|w| format!("    looks again in {}: {actions:?}", w.phase()));
+        self.perform(actions);
+    }
+
     fn facts(&self) -> Result<Facts, String> {
         let booted = match (self.blind, self.booted) {
             (2, _) => return Err("it does not answer".into()),

@@ -273,7 +273,10 @@ impl World {
                 }
                 self.tampered = true;
             }
-            Step::Blind(how) => self.blind = *how,
+            Step::Blind(how) => {
+                self.blind = *how;
+                self.look_again();
+            }
             Step::RecordLost => {
                 self.disk = None;
                 self.seen.clear();

@@ -41,6 +41,31 @@ fn a_bootloader_that_does_not_answer_is_left_alone() {
 }
 
 #[test]
+fn a_bootloader_that_answers_later_is_asked_again_and_the_trial_goes_on() {
+    let (mut world, job) = device_in("armed", Firmware::good(0));
+    world.blind = 2;
+    world.reset();
+    let from = world.done.len();
+    world.look_again();
+    assert_eq!(actions(&world, from), [""; 0], "it still does not answer");
+    assert!(!world.settled && world.agent().untouchable().is_some());
+    world.blind = 0;
+    world.look_again();
+    assert_eq!((world.phase(), world.booted), ("trial", Some(SetId::B)));
+    finish(&mut world);
+    assert_eq!(told(&world, job), "SUCCEEDED");
+}
+
+#[test]
+fn a_bootloader_that_answered_is_not_asked_again() {
+    let (mut world, _) = device_in("writing", Firmware::good(0));
+    let (from, phase) = (world.done.len(), world.phase().to_owned());
+    world.look_again();
+    assert_eq!(actions(&world, from), [""; 0]);
+    assert_eq!(world.phase(), phase);
+}
+
+#[test]
 fn arming_is_saved_before_and_after() {
     let (mut world, _) = device_in("written", Firmware::good(0));
     let from = world.done.len();

@@ -23,6 +23,7 @@ use otandem_device::machine::{local_minute, now as boottime};
 use otandem_device::memory;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::backoff::Backoff;
 use crate::cloud::channel::{Ends, Inbound, Outbound};
 use crate::cloud::tls::wall;
 use crate::control::{Call, Progress, Reply};
@@ -97,6 +98,17 @@ pub struct Agent {
     /// The session: when it came or went, and why it is away.
     session: status::SessionView,
     rebooting: bool,
+    /// The bootloader could not be asked so far: when it is asked again.
+    look: Look,
+}
+
+/// First and longest wait until a bootloader that did not answer is asked again.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// When a bootloader that did not answer is asked again.
+struct Look {
+    due: Boottime,
+    backoff: Backoff,
 }
 
 impl Agent {
@@ -106,6 +118,8 @@ impl Agent {
         let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
         let session = status::SessionView::default();
         let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
+        let mut backoff = Backoff::new(LOOK_AGAIN.0, LOOK_AGAIN.1);
+        let look = Look { due: boottime().after(backoff.wait()), backoff };
         Self {
             machine,
             performer,
@@ -119,6 +133,7 @@ impl Agent {
             renewal,
             session,
             rebooting,
+            look,
         }
     }
 
@@ -135,12 +150,8 @@ impl Agent {
         mut stop: oneshot::Receiver<()>,
         until: Until,
     ) -> Ended {
-        self.performer.unsettle();
-        if self.machine.phase() == "trial" {
-            self.performer.take_watchdog();
-        }
         let first = std::mem::take(&mut self.first);
-        self.carry_out(first);
+        self.begin(first);
         loop {
             if let Some(ended) = self.ended(until, &calls) {
                 return ended;
@@ -161,6 +172,31 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// The machine's first step: nothing is settled before it.
+    fn begin(&mut self, first: Vec<Action>) {
+        self.performer.unsettle();
+        if self.machine.phase() == "trial" {
+            self.performer.take_watchdog();
+        }
+        self.carry_out(first);
+    }
+
+    /// A bootloader that could not be asked is asked again.
+    fn look_again(&mut self) {
+        let wait = self.look.backoff.wait();
+        let Ok(evidence) = self.performer.look() else {
+            return self.look.due = boottime().after(LOOK_AGAIN.1);
+        };
+        let now = Self::now();
+        self.look.due = now.boot.after(wait);
+        let actions = self.machine.look_again(evidence, now);
+        if self.machine.untouchable().is_some() {
+            return self.carry_out(actions);
+        }
+        tracing::info!("the bootloader answers now");
+        self.begin(actions);
     }
 
     /// The process is about to end: threads and programs are told, the session is left.
@@ -198,7 +234,9 @@ impl Agent {
 
     fn next_wake(&self) -> Duration {
         let now = Self::now();
-        let due = self.features.iter().filter_map(|f| f.next_wake()).chain(self.machine.next_wake()).min();
+        let look = self.machine.untouchable().map(|_| self.look.due);
+        let features = self.features.iter().filter_map(|f| f.next_wake());
+        let due = features.chain(self.machine.next_wake()).chain(look).min();
         // Rounded up, so that what is due is due when we look.
         let until = due.map_or(Duration::from_secs(3600), |t| t.since(now.boot) + Duration::from_millis(1));
         let feed = self.performer.next_feed().unwrap_or(until);
@@ -211,6 +249,9 @@ impl Agent {
         self.performer.feed_watchdog();
         let now = Self::now();
         let due = |t: Option<Boottime>| t.is_some_and(|t| t <= now.boot);
+        if self.machine.untouchable().is_some() && due(Some(self.look.due)) {
+            self.look_again();
+        }
         if due(self.machine.next_wake()) {
             self.event(Event::Tick);
         }
@@ -418,3 +459,6 @@ async fn next_inbound(link: &mut Option<Link>) -> Inbound {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use otandem_boot::BootControl;
+use otandem_boot::{BootControl, View};
 use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
-use otandem_core::machine::{Action, Event, Hook, HookAnswer, Machine};
+use otandem_core::machine::{Action, Event, Evidence, Hook, HookAnswer, Machine};
 use otandem_core::update::{Origin, Outcome};
 use otandem_device::install;
 use otandem_device::run::{self, Spec, Stop};
@@ -18,9 +18,10 @@ use tokio::sync::mpsc;
 
 use super::checks::{self, Environment, Runner};
 use super::install::{Terms, Work, Worker};
+use super::world::{Loader, bootloader, heads};
 use crate::cloud::identity;
 use crate::cloud::tls::{Clock, wall};
-use crate::config::{Settings, UpdateSettings};
+use crate::config::{BootKind, Settings, UpdateSettings};
 
 /// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
 const FEED_EVERY: Duration = Duration::from_secs(5);
@@ -33,7 +34,7 @@ const REBOOT_LIMIT: Duration = Duration::from_secs(60);
 pub struct Performer {
     settings: Settings,
     store: Option<RecordStore>,
-    boot: Option<Box<dyn BootControl>>,
+    boot: Option<Loader>,
     /// For certificates.
     clock: Arc<Clock>,
     /// Why no image may be written on this device, whatever it is.
@@ -52,7 +53,7 @@ impl Performer {
     pub(super) fn new(
         settings: Settings,
         store: Option<RecordStore>,
-        boot: Option<Box<dyn BootControl>>,
+        boot: Option<Loader>,
         clock: Arc<Clock>,
         refusal: Option<String>,
     ) -> Self {
@@ -79,9 +80,29 @@ impl Performer {
         self.no_digest = if allowed { install::NoDigest::Allow } else { install::NoDigest::Refuse };
     }
 
-    /// What the bootloader says now, if it says anything.
-    pub(super) fn facts(&mut self) -> Option<Facts> {
-        self.boot.as_mut().and_then(|boot| boot.facts().ok())
+    /// What the bootloader says now.
+    pub(super) fn facts(&mut self) -> Result<Facts, String> {
+        self.boot()?.facts().map_err(|e| e.to_string())
+    }
+
+    /// Asks the bootloader again; one that does not answer is opened anew, since what it is made of may have come late.
+    pub(super) fn look(&mut self) -> Result<Evidence, String> {
+        let updates = self.updates()?.clone();
+        let mut facts = self.facts();
+        if !facts.as_ref().is_ok_and(|facts| facts.booted.set().is_some()) {
+            (self.boot, facts) = bootloader(&updates);
+        }
+        Ok(Evidence { facts, heads: heads(&updates) })
+    }
+
+    /// What the bootloader has stored, in its own words.
+    pub(super) fn view(&mut self) -> Result<View, String> {
+        self.boot()?.view().map_err(|e| e.to_string())
+    }
+
+    /// Which bootloader it is.
+    pub(super) fn boot_kind(&self) -> Option<BootKind> {
+        self.boot.as_ref().map(|boot| boot.kind)
     }
 
     /// Why no image may be written on this device, whatever it is.
@@ -116,7 +137,7 @@ impl Performer {
 
     fn boot(&mut self) -> Result<&mut dyn BootControl, String> {
         match &mut self.boot {
-            Some(boot) => Ok(boot.as_mut()),
+            Some(boot) => Ok(boot.control.as_mut()),
             None => Err("no bootloader is configured: see [bootloader]".into()),
         }
     }
@@ -346,6 +367,9 @@ impl Performer {
     /// In a trial only this loop feeds the hardware watchdog.
     pub(super) fn take_watchdog(&mut self) {
         let Some(path) = self.updates().ok().and_then(|u| u.watchdog.clone()) else { return };
+        if self.watchdog.is_some() {
+            return;
+        }
         match File::options().write(true).open(&path) {
             Ok(file) => self.watchdog = Some(file),
             Err(e) => tracing::warn!("{}: {e}: the trial runs without a hardware watchdog", path.display()),

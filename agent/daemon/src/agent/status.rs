@@ -1,11 +1,17 @@
 //! `otandem status`: where everything stands, as JSON whose members are only ever added.
 
-use otandem_core::boot::SetId;
+use otandem_boot::View;
+use otandem_core::agreement::differences;
+use otandem_core::boot::{Facts, SetId};
+use otandem_core::machine::Machine;
 use otandem_core::update::{Origin, Outcome};
+use otandem_device::machine::now as boottime;
 use serde_json::{Value, json};
 
 use super::Agent;
+use super::world::rivals;
 use crate::cloud::tls::wall;
+use crate::config::BootKind;
 
 const DAY: u64 = 24 * 3600;
 /// A certificate that ends sooner than this wants attention.
@@ -62,7 +68,13 @@ impl Agent {
     #[must_use]
     pub fn status(&mut self) -> Value {
         // The bootloader is asked anew: somebody else may have told it something.
-        let facts = self.performer.facts();
+        let (facts, view) = (self.performer.facts(), self.performer.view());
+        if self.machine.untouchable().is_some() && facts.is_ok() {
+            // It answers: no need to wait any longer.
+            self.look.due = boottime();
+        }
+        let kind = self.performer.boot_kind();
+        let rivals = kind.map(rivals).unwrap_or_default();
         let certificate = self.performer.certificate();
         let machine = &self.machine;
         let record = machine.record();
@@ -75,8 +87,9 @@ impl Agent {
                 attention.push(machine.not_ready().unwrap_or_else(|| "the bootloader cannot be asked".into()))
             }
             Some(_) if machine.booted().is_none() => attention.push("which set runs is not known".into()),
-            Some(_) => {}
+            Some(_) => attention.extend(boot_attention(machine, &facts, &view)),
         }
+        attention.extend(rivals);
         if machine.unsaved() {
             attention.push("the record cannot be saved: check the state directory".into());
         }
@@ -95,9 +108,7 @@ impl Agent {
             "ready": machine.ready(),
             "booted": machine.booted().map(SetId::name),
             "confirmed": record.confirmed.map(SetId::name),
-            "bootloader": facts.as_ref().or(machine.facts()).map(|f| json!({
-                "primary": f.primary.map(SetId::name), "A": f.a, "B": f.b, "boot-id": f.boot_id,
-            })),
+            "bootloader": bootloader(facts.as_ref().ok().or(machine.facts()), view.ok().as_ref(), kind),
             "sets": { "A": record.slots_a, "B": record.slots_b },
             "update": self.update(),
             "last-outcome": record.last.as_ref().map(outcome),
@@ -138,6 +149,39 @@ impl Agent {
     }
 }
 
+/// What we make of the bootloader, and beside it its own view.
+fn bootloader(facts: Option<&Facts>, view: Option<&View>, kind: Option<BootKind>) -> Value {
+    let Some(kind) = kind else { return Value::Null };
+    let mut shown = json!({ "kind": kind.name() });
+    if let Some(f) = facts {
+        shown["primary"] = json!(f.primary.map(SetId::name));
+        (shown["A"], shown["B"]) = (json!(f.a), json!(f.b));
+        shown["boot-id"] = json!(f.boot_id);
+    }
+    shown["view"] = json!(view.map(|view| {
+        // A list: the order is the bootloader's, and nothing keeps it from having a name twice.
+        let value = |(name, value): &(String, String)| json!({ "name": name, "value": value });
+        json!({ "loader": view.loader, "values": view.values.iter().map(value).collect::<Vec<_>>() })
+    }));
+    shown
+}
+
+/// Where the bootloader cannot be read now, or does not hold what the record expects of it.
+fn boot_attention(
+    machine: &Machine,
+    facts: &Result<Facts, String>,
+    view: &Result<View, String>,
+) -> Vec<String> {
+    match (facts, view) {
+        (Err(why), _) => vec![format!("the bootloader cannot be read any more: {why}")],
+        (Ok(facts), view) => {
+            let mut attention = differences(machine.record(), facts, machine.kept());
+            attention.extend(view.as_ref().err().map(|why| format!("the bootloader's own view: {why}")));
+            attention
+        }
+    }
+}
+
 fn outcome(outcome: &Outcome) -> Value {
     let kind = match outcome {
         Outcome::Succeeded { .. } => "succeeded",
@@ -165,6 +209,29 @@ mod tests {
         assert_eq!(view.attention(Some(&ends), 90 * DAY, 0), ["the device certificate ends in 10 days"]);
         assert_eq!(view.attention(Some(&ends), 200 * DAY, 0), ["the device certificate ends in 0 days"]);
         assert_eq!(view.attention(Some(&Err("key.pem: not there".into())), 0, 0), ["key.pem: not there"]);
+    }
+
+    #[test]
+    fn the_bootloaders_own_view_stands_beside_ours_in_its_order() {
+        let facts = Facts {
+            booted: otandem_core::boot::Booted::Set(SetId::A),
+            boot_id: "x".into(),
+            primary: Some(SetId::B),
+            a: otandem_core::boot::SetState::Good,
+            b: otandem_core::boot::SetState::Untried,
+        };
+        let value = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let values = vec![value("ORDER", "B A"), value("A_OK", "1")];
+        let view = View { loader: "GRUB".into(), values };
+        let shown = bootloader(Some(&facts), Some(&view), Some(BootKind::Grub));
+        assert_eq!(
+            (&shown["kind"], &shown["primary"], &shown["B"]),
+            (&json!("grub"), &json!("B"), &json!("untried"))
+        );
+        let values = json!([{ "name": "ORDER", "value": "B A" }, { "name": "A_OK", "value": "1" }]);
+        assert_eq!(shown["view"], json!({ "loader": "GRUB", "values": values }));
+        assert_eq!(bootloader(None, None, Some(BootKind::Grub)), json!({ "kind": "grub", "view": null }));
+        assert_eq!(bootloader(None, None, None), Value::Null);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use otandem_boot::BootControl;
-use otandem_core::boot::SetId;
+use otandem_core::boot::{Facts, SetId};
 use otandem_core::jobs::Identity;
 use otandem_core::machine::{Action, Evidence, Machine, Now, Rules};
 use otandem_core::record::Record;
@@ -16,7 +16,7 @@ use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_writ
 
 use super::perform::Performer;
 use crate::cloud::tls::Clock;
-use crate::config::{Settings, UpdateSettings};
+use crate::config::{BootKind, Settings, UpdateSettings};
 use crate::features;
 
 /// What the start gave.
@@ -58,8 +58,13 @@ pub fn open(
         Ok(updates) => {
             refusal = refusal.or_else(|| not_shared(settings, updates));
             let (boot, facts) = bootloader(updates);
-            let heads = SetId::BOTH.map(|set| updates.set(set).slots.values().all(|path| begins(path)));
-            (boot, Evidence { facts, heads }, rules(updates))
+            let evidence = Evidence { facts, heads: heads(updates) };
+            if let Some(boot) = &boot {
+                for rival in rivals(boot.kind) {
+                    tracing::warn!("{rival}");
+                }
+            }
+            (boot, evidence, rules(updates))
         }
         Err(finding) => {
             let facts = Err(format!("the configuration has a mistake: {finding}"));
@@ -118,16 +123,36 @@ fn not_shared(settings: &Settings, updates: &UpdateSettings) -> Option<String> {
     }
 }
 
-type Boot = (Option<Box<dyn BootControl>>, Result<otandem_core::boot::Facts, String>);
+/// Which sets begin with something: A, B.
+pub fn heads(updates: &UpdateSettings) -> [bool; 2] {
+    SetId::BOTH.map(|set| updates.set(set).slots.values().all(|path| begins(path)))
+}
 
-fn bootloader(updates: &UpdateSettings) -> Boot {
+/// The bootloader of this device.
+pub struct Loader {
+    /// Which one.
+    pub kind: BootKind,
+    /// How it is asked and told.
+    pub control: Box<dyn BootControl>,
+}
+
+/// The bootloader, as far as it could be opened, and what it says.
+pub type Boot = (Option<Loader>, Result<Facts, String>);
+
+/// Opens the bootloader and asks it.
+pub fn bootloader(updates: &UpdateSettings) -> Boot {
     match features::boot_control(updates) {
-        Ok(mut boot) => {
-            let facts = boot.facts().map_err(|e| e.to_string());
-            (Some(boot), facts)
+        Ok((kind, mut control)) => {
+            let facts = control.facts().map_err(|e| e.to_string());
+            (Some(Loader { kind, control }), facts)
         }
         Err(why) => (None, Err(why)),
     }
+}
+
+/// Services that would confirm a set of this bootloader behind our back.
+pub fn rivals(kind: BootKind) -> Vec<String> {
+    otandem_boot::rivals::rivals(Path::new("/"), kind)
 }
 
 fn rules(updates: &UpdateSettings) -> Rules {

@@ -52,6 +52,7 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
             writeln!(out, "  {slot:<9} {version}, sha256 {}", word(&held["sha256"]))?;
         }
     }
+    view(&status["bootloader"], out)?;
     writeln!(out, "phase:      {}", word(&status["phase"]))?;
     if let Some(why) = status["waits-for"].as_str() {
         writeln!(out, "waits for:  {why}")?;
@@ -74,4 +75,58 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
         writeln!(out, "attention:  {}", word(line))?;
     }
     Ok(())
+}
+
+/// The bootloader in its own words.
+fn view(bootloader: &Value, out: &mut impl Write) -> std::io::Result<()> {
+    // What lies in a boot environment is not ours, and a terminal obeys control characters.
+    let harmless = |c: char| if c.is_control() { ' ' } else { c };
+    let text = |v: &Value| v.as_str().unwrap_or_default().chars().map(harmless).collect::<String>();
+    let view = &bootloader["view"];
+    let loader = view["loader"].as_str().or(bootloader["kind"].as_str()).unwrap_or("unknown");
+    writeln!(out, "bootloader: {loader}")?;
+    let values: Vec<_> = view["values"].as_array().into_iter().flatten().collect();
+    let width = values.iter().map(|v| text(&v["name"]).chars().count()).max().unwrap_or_default().min(32);
+    for value in values {
+        writeln!(out, "  {:width$}  {}", text(&value["name"]), text(&value["value"]))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn text_shows_the_bootloaders_own_view_in_its_order_and_every_line_of_attention() {
+        let status = json!({
+            "booted": "A", "confirmed": "A", "phase": "idle",
+            "bootloader": { "kind": "u-boot", "primary": "A", "A": "good", "B": "bad", "view": {
+                "loader": "U-Boot, redundant", "values": [
+                    { "name": "BOOT_ORDER", "value": "A" }, { "name": "BOOT_A_LEFT", "value": "3" },
+                    { "name": "x", "value": "\u{1b}[2J" },
+                ],
+            }},
+            "attention": ["one", "two"],
+        });
+        let mut out = vec![];
+        text(&status, &mut out).unwrap();
+        let out = String::from_utf8(out).unwrap();
+        assert!(out.contains("set A:      good, boots first\nset B:      bad\n"), "{out}");
+        assert!(
+            out.contains(
+                "bootloader: U-Boot, redundant\n  BOOT_ORDER   A\n  BOOT_A_LEFT  3\n  x             [2J\n"
+            ),
+            "{out}"
+        );
+        assert!(out.ends_with("attention:  one\nattention:  two\n"), "{out}");
+    }
+
+    #[test]
+    fn text_of_a_device_whose_bootloader_is_not_known_says_so() {
+        let mut out = vec![];
+        text(&json!({ "bootloader": null, "attention": [] }), &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("bootloader: unknown\n"));
+    }
 }

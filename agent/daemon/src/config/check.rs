@@ -296,7 +296,8 @@ impl Check<'_> {
         let set = |f: fragments::Slots, id: SetId| SlotSet {
             index: f.index.unwrap_or(u32::from(id == SetId::B)),
             boot_name: f.boot_name.unwrap_or_else(|| id.name().into()),
-            slots: f.paths,
+            in_place: f.places.iter().filter(|(_, p)| p.in_place).map(|(name, _)| name.clone()).collect(),
+            slots: f.places.into_iter().map(|(name, place)| (name, place.path)).collect(),
         };
         let (a, b) = (set(a, SetId::A), set(b, SetId::B));
         let area = Area::Update;
@@ -304,6 +305,9 @@ impl Check<'_> {
             self.wrong("slots", "no slots are configured: name them in [slots.A] and [slots.B]", area);
         } else if !a.slots.keys().eq(b.slots.keys()) {
             self.wrong("slots", "[slots.A] and [slots.B] must name the same slots", area);
+        }
+        if a.in_place != b.in_place {
+            self.wrong("slots", "[slots.A] and [slots.B] must have the same slots in place", area);
         }
         if a.index == b.index {
             self.wrong("slots.B.index", "must differ from that of set A", area);
@@ -359,26 +363,71 @@ impl Check<'_> {
 
     fn bootloader(&mut self, f: fragments::Bootloader) -> Bootloader {
         let area = Area::Update;
-        let timeout = self.positive("bootloader.timeout", f.timeout, Duration::from_secs(30), area);
-        match f.kind.as_deref() {
-            None | Some("auto") => Bootloader::Auto { timeout },
-            Some("custom") => match self.some_absolute("bootloader.program", f.program, area) {
-                Some(program) => Bootloader::Custom { program, timeout },
-                None => {
-                    self.wrong("bootloader.program", "kind = \"custom\" needs the program to call", area);
-                    Bootloader::Auto { timeout }
+        let kind = match f.kind.as_deref() {
+            None | Some("auto") => None,
+            Some(name) => {
+                let kind = BootKind::ALL.into_iter().find(|kind| kind.name() == name);
+                if kind.is_none() {
+                    let all = BootKind::ALL.map(BootKind::name).join(", ");
+                    self.wrong("bootloader.kind", format!("{name:?}: use auto, {all}"), area);
                 }
-            },
-            Some("simulated") => match self.some_absolute("bootloader.directory", f.directory, area) {
-                Some(directory) => Bootloader::Simulated { directory },
-                None => {
-                    self.wrong("bootloader.directory", "kind = \"simulated\" needs a directory", area);
-                    Bootloader::Auto { timeout }
-                }
-            },
-            Some(other) => {
-                self.wrong("bootloader.kind", format!("{other:?}: use auto, custom or simulated"), area);
-                Bootloader::Auto { timeout }
+                kind
+            }
+        };
+        self.keys_of_other_bootloaders(&f, kind);
+        let mut path = |key: &str, path| self.some_absolute(&format!("bootloader.{key}"), path, area);
+        let mut places = Places {
+            program: path("program", f.program),
+            directory: path("directory", f.directory),
+            fw_env_config: path("fw-env-config", f.fw_env_config),
+            fw_printenv: path("fw-printenv", f.fw_printenv),
+            fw_setenv: path("fw-setenv", f.fw_setenv),
+            grubenv: path("grubenv", f.grubenv),
+            entries: [path("entries-a", f.entries_a), path("entries-b", f.entries_b)],
+            ..Places::default()
+        };
+        places.timeout = self.positive("bootloader.timeout", f.timeout, places.timeout, area);
+        match kind {
+            Some(BootKind::Custom) if places.program.is_none() => {
+                self.wrong("bootloader.program", "kind = \"custom\" needs the program to call", area);
+            }
+            Some(BootKind::Simulated) if places.directory.is_none() => {
+                self.wrong("bootloader.directory", "kind = \"simulated\" needs a directory", area);
+            }
+            _ => {}
+        }
+        if places.entries.iter().flatten().count() == 1 {
+            self.wrong("bootloader.entries-a", "give both of entries-a and entries-b, or none", area);
+        }
+        Bootloader { kind, places }
+    }
+
+    /// What is written there was meant to have an effect, and has none.
+    fn keys_of_other_bootloaders(&mut self, f: &fragments::Bootloader, kind: Option<BootKind>) {
+        use BootKind::{Custom, Grub, Simulated, SystemdBoot, UBoot};
+        let keys: [(&str, bool, &[BootKind]); 9] = [
+            ("program", f.program.is_some(), &[Custom]),
+            ("directory", f.directory.is_some(), &[Simulated]),
+            ("timeout", f.timeout.is_some(), &[UBoot, Custom]),
+            ("fw-env-config", f.fw_env_config.is_some(), &[UBoot]),
+            ("fw-printenv", f.fw_printenv.is_some(), &[UBoot]),
+            ("fw-setenv", f.fw_setenv.is_some(), &[UBoot]),
+            ("grubenv", f.grubenv.is_some(), &[Grub]),
+            ("entries-a", f.entries_a.is_some(), &[SystemdBoot]),
+            ("entries-b", f.entries_b.is_some(), &[SystemdBoot]),
+        ];
+        for (key, given, of) in keys {
+            // With auto every bootloader that can be found is looked for, with its own keys.
+            if given && !kind.map_or(of != [Simulated], |kind| of.contains(&kind)) {
+                let of = of.iter().map(|k| k.name()).collect::<Vec<_>>().join(" and ");
+                let kind = kind.map_or("auto", BootKind::name);
+                let problem = format!("belongs to kind = {of}, and kind is {kind}: it has no effect");
+                self.findings.push(Finding {
+                    file: None,
+                    key: format!("bootloader.{key}"),
+                    problem,
+                    kind: Kind::Idle,
+                });
             }
         }
     }

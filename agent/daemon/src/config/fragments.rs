@@ -95,6 +95,12 @@ table! {
         program: PathBuf = "program",
         timeout: Span = "timeout",
         directory: PathBuf = "directory",
+        fw_env_config: PathBuf = "fw-env-config",
+        fw_printenv: PathBuf = "fw-printenv",
+        fw_setenv: PathBuf = "fw-setenv",
+        grubenv: PathBuf = "grubenv",
+        entries_a: PathBuf = "entries-a",
+        entries_b: PathBuf = "entries-b",
     }
 }
 table! {
@@ -148,15 +154,49 @@ table! {
     }
 }
 
-/// `[slots.A]` or `[slots.B]`: two fixed keys, every other one is a slot name with its path.
+/// Where a slot is: a path, or a table that says more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The device or file.
+    pub path: PathBuf,
+    /// A file that is overwritten where it lies, in place of one that is written beside it and renamed.
+    pub in_place: bool,
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "kebab-case", deny_unknown_fields)]
+        struct Table {
+            path: PathBuf,
+            #[serde(default)]
+            in_place: bool,
+        }
+        let wrong = |why: &str| {
+            let form = "expected a path or { path = \"...\", in-place = true }";
+            serde::de::Error::custom(format!("{form}: {why}"))
+        };
+        match Value::deserialize(d)? {
+            Value::String(path) => Ok(Self { path: path.into(), in_place: false }),
+            // A struct could also be read from a list.
+            value @ Value::Table(_) => {
+                let table = Table::deserialize(value).map_err(|e| wrong(&one_line(e.message())))?;
+                Ok(Self { path: table.path, in_place: table.in_place })
+            }
+            other => Err(wrong(&format!("found {}", other.type_str()))),
+        }
+    }
+}
+
+/// `[slots.A]` or `[slots.B]`: two fixed keys, every other one is a slot name with its place.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Slots {
     /// The number that `bc_idx` names it by.
     pub index: Option<u32>,
     /// The bootloader's name for it.
     pub boot_name: Option<String>,
-    /// Slot name to path.
-    pub paths: BTreeMap<String, PathBuf>,
+    /// Slot name to place.
+    pub places: BTreeMap<String, Place>,
 }
 
 impl Table for Slots {
@@ -167,8 +207,8 @@ impl Table for Slots {
             "index" => self.index = Some(u32::deserialize(value)?),
             "boot-name" => self.boot_name = Some(String::deserialize(value)?),
             slot => {
-                let path = PathBuf::deserialize(value)?;
-                self.paths.insert(slot.to_owned(), path);
+                let place = Place::deserialize(value)?;
+                self.places.insert(slot.to_owned(), place);
             }
         }
         Ok(true)
@@ -179,7 +219,7 @@ impl Table for Slots {
         if later.boot_name.is_some() {
             self.boot_name = later.boot_name;
         }
-        self.paths.extend(later.paths);
+        self.places.extend(later.places);
     }
 }
 

@@ -16,8 +16,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use settings::{
-    Bootloader, CloudSettings, ControlSettings, Credentials, Feature, IfMissing, JobsSettings, LogSettings,
-    LogTarget, NetworkSettings, Settings, SlotSet, ThingName, UpdateSettings,
+    BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Feature, IfMissing, JobsSettings,
+    LogSettings, LogTarget, NetworkSettings, Settings, SlotSet, ThingName, UpdateSettings,
 };
 pub use sources::{ConfigError, Sources};
 pub use values::Window;
@@ -57,6 +57,8 @@ impl fmt::Display for Area {
 pub enum Kind {
     /// A key that is not known; it has no effect.
     Unknown,
+    /// A key that is known and has no effect beside the others, such as one of another bootloader.
+    Idle,
     /// A mistake, and what it turns off.
     Invalid(Area),
 }
@@ -92,7 +94,7 @@ impl fmt::Display for Finding {
         f.write_str(&self.problem)?;
         match self.kind {
             Kind::Invalid(area) => write!(f, " ({area})"),
-            Kind::Unknown => Ok(()),
+            Kind::Unknown | Kind::Idle => Ok(()),
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The validated configuration: what the rest of the code sees.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use otandem_boot::detect::{Kind as BootKind, Places};
 use otandem_core::boot::SetId;
 use url::Url;
 
@@ -70,28 +71,17 @@ pub struct SlotSet {
     pub boot_name: String,
     /// Slot name to device or file; both sets have the same names.
     pub slots: BTreeMap<String, PathBuf>,
+    /// The slots that are files overwritten in place: a bootloader reads them, and may not see a rename.
+    pub in_place: BTreeSet<String>,
 }
 
 /// The boot control back end.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Bootloader {
-    /// Find out at start.
-    Auto {
-        /// Longest run of a bootloader tool.
-        timeout: Duration,
-    },
-    /// A program with RAUC's verbs.
-    Custom {
-        /// Absolute path.
-        program: PathBuf,
-        /// Longest run of it.
-        timeout: Duration,
-    },
-    /// Files in a directory play the bootloader: demo and tests.
-    Simulated {
-        /// That directory.
-        directory: PathBuf,
-    },
+pub struct Bootloader {
+    /// Which one; `None`: found out at start.
+    pub kind: Option<BootKind>,
+    /// Where its tools and files are. A custom one has its program, a simulated one its directory.
+    pub places: Places,
 }
 
 /// What to do with a slot of the target set that a job does not name.

@@ -159,6 +159,78 @@ fn a_proxy_with_a_password_is_never_repeated_in_a_finding() {
     assert!(!findings[0].to_string().contains("hunter2"));
 }
 
+#[test]
+fn a_slot_is_a_path_or_a_table_and_both_sets_hold_it_the_same_way() {
+    let slots = |a: &str, b: &str| format!("[slots.A]\nkernel={a}\n[slots.B]\nkernel={b}\n");
+    let (settings, findings) =
+        load(&slots("{path='/efi/a/vmlinuz',in-place=true}", "{path='/efi/b/vmlinuz',in-place=true}"));
+    assert_eq!(findings, []);
+    let updates = settings.updates.unwrap();
+    assert_eq!(updates.a.slots["kernel"], Path::new("/efi/a/vmlinuz"));
+    assert!(updates.a.in_place.contains("kernel") && updates.b.in_place.contains("kernel"));
+    let plain = load(&slots("{path='/a'}", "'/b'")).0.updates.unwrap();
+    assert!(plain.a.in_place.is_empty());
+    for (a, b, told) in [
+        ("{path='/a',in-place=true}", "'/b'", "same slots in place"),
+        ("{path='/a',in-plce=true}", "'/b'", "in-plce"),
+        ("{in-place=true}", "'/b'", "path"),
+        ("{path='a'}", "'/b'", "absolute"),
+        ("['/a']", "'/b'", "expected a path or"),
+    ] {
+        let (settings, findings) = load(&slots(a, b));
+        assert!(settings.updates.is_err(), "{a}");
+        assert!(findings.iter().any(|f| f.to_string().contains(told)), "{a}: {findings:?}");
+    }
+}
+
+#[test]
+fn each_bootloader_takes_its_own_keys_and_names_those_of_others() {
+    let keys = [
+        "program='/p'",
+        "directory='/d'",
+        "timeout='1s'",
+        "fw-env-config='/c'",
+        "fw-printenv='/p'",
+        "fw-setenv='/s'",
+        "grubenv='/g'",
+        "entries-a='/a'\nentries-b='/b'",
+    ];
+    for (kind, own) in [
+        ("auto", vec![0, 2, 3, 4, 5, 6, 7]),
+        ("custom", vec![0, 2]),
+        ("simulated", vec![1]),
+        ("u-boot", vec![2, 3, 4, 5]),
+        ("grub", vec![6]),
+        ("systemd-boot", vec![7]),
+    ] {
+        for (i, key) in keys.iter().enumerate() {
+            let (_, findings) = load(&format!("{SLOTS}[bootloader]\nkind='{kind}'\n{key}\n"));
+            let idle: Vec<_> = findings.iter().filter(|f| f.kind == Kind::Idle).collect();
+            assert_eq!(idle.is_empty(), own.contains(&i), "{kind}, {key}: {findings:?}");
+            assert!(idle.iter().all(|f| f.to_string().contains(kind)), "{idle:?}");
+        }
+    }
+}
+
+#[test]
+fn what_a_bootloader_needs_is_told_when_it_is_missing() {
+    for (text, told) in [
+        ("kind='lilo'", "use auto, u-boot, grub, systemd-boot, custom, simulated"),
+        ("kind='simulated'", "needs a directory"),
+        ("kind='custom'", "needs the program"),
+        ("kind='grub'\ngrubenv='grubenv'", "not an absolute path"),
+        ("kind='systemd-boot'\nentries-a='/a'", "both of entries-a and entries-b"),
+    ] {
+        let (settings, findings) = load(&format!("{SLOTS}[bootloader]\n{text}\n"));
+        assert!(settings.updates.is_err(), "{text}");
+        assert!(findings.iter().any(|f| f.problem.contains(told)), "{text}: {findings:?}");
+    }
+    for text in ["kind='u-boot'", "kind='grub'", "kind='systemd-boot'", "program='/p'"] {
+        let (settings, findings) = load(&format!("{SLOTS}[bootloader]\n{text}\n"));
+        assert!(settings.updates.is_ok(), "{text}: {findings:?}");
+    }
+}
+
 fn tree(files: &[(&str, &str)]) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for (name, text) in files {
