@@ -7,8 +7,8 @@
 //!   broken, and a serial line on which a test waits and types. Powered on with a write log it records every write and
 //!   flush that the guest sends to its disk: a [`Recording`].
 //! - [`replay`] takes a recording apart: it walks through the disks that a power cut at any moment could have left, by
-//!   one [`Model`] of a failing disk or another, a few microseconds each. [`write_log`] reads the log, [`digests`] tells
-//!   cheaply whether a partition holds a known image, [`disk`] holds what can be read like a disk.
+//!   one [`Model`] of a failing disk or another, most in a tenth of a millisecond. [`write_log`] reads the log,
+//!   [`digests`] tells cheaply whether a partition holds a known image, [`disk`] holds what can be read like a disk.
 //!
 //! Nothing here knows a boot loader or the agent: what a state is worth is for those to judge who use this. It is a
 //! library for tests: it runs programs of the machine, writes below the build's target folder, and is not shipped.

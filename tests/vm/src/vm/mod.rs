@@ -80,7 +80,7 @@ pub struct Definition {
     pub args: Vec<OsString>,
     /// The image of the one disk (raw, virtio-blk). The device writes to it: give a copy, in the workplace.
     pub disk: PathBuf,
-    /// 256 does.
+    /// 256 does; what is given is brought into 64 to 1024.
     pub memory_mib: u32,
 }
 

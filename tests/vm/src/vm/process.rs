@@ -43,7 +43,7 @@ pub(crate) fn arguments(definition: &Definition, how: &PowerOn, log: &Path) -> V
     let mut add = |arguments: &[&str]| all.extend(arguments.iter().map(OsString::from));
     // TCG always: /dev/kvm may open and still be unable to run a stock guest. Held back until the faults are in place.
     add(&["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1", "-S"]);
-    add(&["-m", &definition.memory_mib.to_string(), "-nodefaults", "-display", "none"]);
+    add(&["-m", &definition.memory_mib.clamp(64, 1024).to_string(), "-nodefaults", "-display", "none"]);
     // It cannot start other programs nor gain rights.
     add(&["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]);
     // Standard input and output are sockets: no path can be too long, and they end with us.
