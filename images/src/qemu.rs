@@ -6,15 +6,10 @@ use std::path::Path;
 use crate::{Disk, Firmware, ImageError, tools};
 
 impl Disk {
-    /// Arguments of `qemu-system-x86_64` for everything but the disk and the serial line: machine, memory, firmware,
-    /// network (`10.0.2.2` is this machine's loopback; the network device is called `n0`). Always emulated: a
-    /// `/dev/kvm` that can be opened may still not run this kernel.
+    /// The kind of machine and what starts first, for who brings memory, disk, network and serial line himself.
     #[must_use]
-    pub fn machine_arguments(&self, memory_mib: u32) -> Vec<OsString> {
-        let mut arguments = Vec::new();
-        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-        add(&["-machine", self.machine, "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1"]);
-        add(&["-m", &memory_mib.to_string(), "-nodefaults", "-display", "none"]);
+    pub fn firmware_arguments(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["-machine".into(), self.machine.into()];
         match &self.firmware {
             Firmware::Bios(path) => {
                 arguments.push("-bios".into());
@@ -29,9 +24,19 @@ impl Disk {
                 }
             }
         }
-        arguments.extend(
-            ["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="].map(OsString::from),
-        );
+        arguments
+    }
+
+    /// Arguments of `qemu-system-x86_64` for everything but the disk and the serial line: machine, memory, firmware,
+    /// network (`10.0.2.2` is this machine's loopback; the network device is called `n0`). Always emulated: a
+    /// `/dev/kvm` that can be opened may still not run this kernel.
+    #[must_use]
+    pub fn machine_arguments(&self, memory_mib: u32) -> Vec<OsString> {
+        let mut arguments = self.firmware_arguments();
+        let mut add = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+        add(&["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1"]);
+        add(&["-m", &memory_mib.to_string(), "-nodefaults", "-display", "none"]);
+        add(&["-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile="]);
         arguments
     }
 

@@ -20,6 +20,7 @@ pub mod digests;
 pub mod disk;
 mod extents;
 pub mod replay;
+pub mod stage;
 pub mod vm;
 pub mod write_log;
 

@@ -1,0 +1,118 @@
+//! The scenarios on the virtual device, each on each boot chain.
+//!
+//! One line for each: `ok`, `FAIL` or `skip`, the scenario, its seconds. Devices run side by side, as many as the machine
+//! has cores.
+
+mod updates;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use otandem_images::Chain;
+
+/// One scenario.
+struct Scenario {
+    name: &'static str,
+    run: fn(Chain),
+    /// The chains on which it runs in the quick set.
+    quick: &'static [Chain],
+}
+
+const SCENARIOS: &[Scenario] = &[Scenario {
+    name: "good-update",
+    run: updates::good_update,
+    quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
+}];
+
+const CHAINS: [Chain; 3] = [Chain::UBoot, Chain::Grub, Chain::SystemdBoot];
+const USAGE: &str = "usage: otandem-scenarios [--quick] [--chain u-boot|grub|systemd-boot]... [--only PART-OF-NAME]... \
+                     [--jobs N] [--list]";
+
+struct Choice {
+    quick: bool,
+    list: bool,
+    chains: Vec<Chain>,
+    only: Vec<String>,
+    jobs: usize,
+}
+
+impl Choice {
+    fn parse(mut words: impl Iterator<Item = String>) -> Result<Self, String> {
+        let jobs = std::thread::available_parallelism().map_or(2, Into::into);
+        let mut choice = Self { quick: false, list: false, chains: vec![], only: vec![], jobs };
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or_else(|| format!("{word} needs a value\n{USAGE}"));
+            match word.as_str() {
+                "--quick" => choice.quick = true,
+                "--list" => choice.list = true,
+                "--chain" => choice.chains.push(value()?.parse().map_err(|e| format!("{e}\n{USAGE}"))?),
+                "--only" => choice.only.push(value()?),
+                "--jobs" => choice.jobs = value()?.parse().map_err(|e| format!("--jobs: {e}\n{USAGE}"))?,
+                _ => return Err(format!("what is {word:?}?\n{USAGE}")),
+            }
+        }
+        if choice.chains.is_empty() {
+            choice.chains = CHAINS.to_vec();
+        }
+        Ok(choice)
+    }
+
+    fn takes(&self, scenario: &Scenario, chain: Chain) -> bool {
+        let name = format!("{}/{}", chain.name(), scenario.name);
+        self.chains.contains(&chain)
+            && (!self.quick || scenario.quick.contains(&chain))
+            && (self.only.is_empty() || self.only.iter().any(|part| name.contains(part)))
+    }
+}
+
+fn main() -> ExitCode {
+    let choice = match Choice::parse(std::env::args().skip(1)) {
+        Ok(choice) => choice,
+        Err(why) => {
+            eprintln!("otandem-scenarios: {why}");
+            return ExitCode::from(2);
+        }
+    };
+    // Last first taken: the longest runs of one chain are spread over the workers.
+    let mut due: Vec<(&Scenario, Chain)> = SCENARIOS
+        .iter()
+        .flat_map(|scenario| CHAINS.map(|chain| (scenario, chain)))
+        .filter(|(scenario, chain)| choice.takes(scenario, *chain))
+        .collect();
+    if choice.list {
+        due.iter().for_each(|(scenario, chain)| println!("{}/{}", chain.name(), scenario.name));
+        return ExitCode::SUCCESS;
+    }
+    if due.is_empty() {
+        eprintln!("otandem-scenarios: nothing is called so; --list shows what there is");
+        return ExitCode::from(2);
+    }
+    due.reverse();
+    let (due, failed) = (Mutex::new(due), Mutex::new(0_usize));
+    std::thread::scope(|scope| {
+        for _ in 0..choice.jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let next = due.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                    let Some((scenario, chain)) = next else { break };
+                    if !run(scenario, chain) {
+                        *failed.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Runs one; a panic is its failure and nobody else's.
+fn run(scenario: &Scenario, chain: Chain) -> bool {
+    let begin = Instant::now();
+    let end = catch_unwind(AssertUnwindSafe(|| (scenario.run)(chain)));
+    let word = if end.is_ok() { "ok  " } else { "FAIL" };
+    println!("{word} {}/{} {} s", chain.name(), scenario.name, begin.elapsed().as_secs());
+    end.is_ok()
+}
