@@ -12,6 +12,9 @@ use rcgen::{
 };
 use tokio_rustls::rustls::pki_types::CertificateDer;
 
+/// Where the lab listens.
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
 /// Something about certificates failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
@@ -148,13 +151,21 @@ impl Authority {
         self.issue(common_name, validity, ExtendedKeyUsagePurpose::ClientAuth, Vec::new())
     }
 
-    /// A server certificate for `localhost` and 127.0.0.1.
+    /// A server certificate for `localhost`, 127.0.0.1 and `address`, under which the clients find the server.
     ///
     /// # Errors
     /// [`CaError::Make`] when the key or the certificate cannot be made.
-    pub fn server(&self, common_name: &str, validity: Validity) -> Result<Identity, CaError> {
+    pub fn server(
+        &self,
+        common_name: &str,
+        validity: Validity,
+        address: IpAddr,
+    ) -> Result<Identity, CaError> {
         let localhost = "localhost".try_into().map_err(|source| make_error(common_name, source))?;
-        let names = vec![SanType::DnsName(localhost), SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST))];
+        let mut names = vec![SanType::DnsName(localhost), SanType::IpAddress(LOOPBACK)];
+        if address != LOOPBACK {
+            names.push(SanType::IpAddress(address));
+        }
         self.issue(common_name, validity, ExtendedKeyUsagePurpose::ServerAuth, names)
     }
 

@@ -1,5 +1,6 @@
 //! The handle: starts the servers on a thread of their own and drives them from any thread, without async.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -33,6 +34,9 @@ pub struct LabConfig {
     pub limits: Limits,
     /// Whether time passes by itself.
     pub clock: ClockMode,
+    /// The address under which devices find the lab, for URLs and server certificates. It listens on 127.0.0.1 all the
+    /// same; a virtual device behind a network of its own reaches that under another address.
+    pub address: IpAddr,
 }
 
 impl Default for LabConfig {
@@ -43,6 +47,7 @@ impl Default for LabConfig {
             policy: Policy::jobs(),
             limits: Limits::default(),
             clock: ClockMode::Standing,
+            address: Ipv4Addr::LOCALHOST.into(),
         }
     }
 }
@@ -109,11 +114,11 @@ impl Lab {
     /// [`LabError`] when certificates, sockets or the thread cannot be had.
     pub fn start(config: LabConfig) -> Result<Self, LabError> {
         let authority = Authority::new("otandem lab root")?;
-        let mqtt_tls = mqtt_tls(&authority)?;
-        let https_tls = https_tls(&authority)?;
+        let mqtt_tls = mqtt_tls(&authority, config.address)?;
+        let https_tls = https_tls(&authority, config.address)?;
         let (mqtt, http, https) = (listen()?, listen()?, listen()?);
         let ports = [port(&mqtt)?, port(&http)?, port(&https)?];
-        let images = Images::new(ports[1], ports[2]);
+        let images = Images::new(config.address, ports[1], ports[2]);
         let mut world = World::new(Clock::new(config.clock), images, config.policy, config.limits);
         world.things.extend(config.things.into_iter().map(|thing| (thing, true)));
         let shared = Arc::new(Shared::new(world));
@@ -142,7 +147,7 @@ impl Lab {
         self.0.mqtt_port
     }
 
-    /// `http://127.0.0.1:<port>` or `https://...` of the image server.
+    /// `http://<address>:<port>` or `https://...` of the image server.
     #[must_use]
     pub fn origin(&self, scheme: Scheme) -> String {
         self.world(|world| world.images.origin(scheme))

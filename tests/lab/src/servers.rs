@@ -1,6 +1,6 @@
 //! The lab's sockets: TLS, listeners, one task per connection.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ pub(crate) fn port(listener: &StdListener) -> Result<u16, LabError> {
     address.map_err(|source| LabError::System { what: "read a listener's port", source })
 }
 
-pub(crate) fn mqtt_tls(authority: &Authority) -> Result<TlsAcceptor, LabError> {
+pub(crate) fn mqtt_tls(authority: &Authority, address: IpAddr) -> Result<TlsAcceptor, LabError> {
     let failed = |e: &dyn std::fmt::Display| LabError::Tls { what: "MQTT", cause: e.to_string() };
     let mut roots = RootCertStore::empty();
     roots.add(authority.der().clone()).map_err(|e| failed(&e))?;
@@ -44,7 +44,7 @@ pub(crate) fn mqtt_tls(authority: &Authority) -> Result<TlsAcceptor, LabError> {
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), ring::default_provider().into())
             .build()
             .map_err(|e| failed(&e))?;
-    let (certificates, key) = server_pair(authority, "otandem lab broker")?;
+    let (certificates, key) = server_pair(authority, "otandem lab broker", address)?;
     let mut config = builder()
         .map_err(|e| failed(&e))?
         .with_client_cert_verifier(verifier)
@@ -54,9 +54,9 @@ pub(crate) fn mqtt_tls(authority: &Authority) -> Result<TlsAcceptor, LabError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-pub(crate) fn https_tls(authority: &Authority) -> Result<TlsAcceptor, LabError> {
+pub(crate) fn https_tls(authority: &Authority, address: IpAddr) -> Result<TlsAcceptor, LabError> {
     let failed = |e: &dyn std::fmt::Display| LabError::Tls { what: "HTTPS", cause: e.to_string() };
-    let (certificates, key) = server_pair(authority, "otandem lab images")?;
+    let (certificates, key) = server_pair(authority, "otandem lab images", address)?;
     let mut config = builder()
         .map_err(|e| failed(&e))?
         .with_no_client_auth()
@@ -74,8 +74,8 @@ fn builder() -> Result<Builder, rustls::Error> {
 
 type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-fn server_pair(authority: &Authority, name: &str) -> Result<Pair, LabError> {
-    let identity = authority.server(name, Validity::Now)?;
+fn server_pair(authority: &Authority, name: &str, address: IpAddr) -> Result<Pair, LabError> {
+    let identity = authority.server(name, Validity::Now, address)?;
     let failed = |cause: String| LabError::Tls { what: "a server certificate", cause };
     let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes());
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes());

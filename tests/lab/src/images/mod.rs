@@ -9,6 +9,7 @@ pub mod sign;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -111,13 +112,14 @@ impl Object {
 pub(crate) struct Images {
     objects: BTreeMap<String, Arc<Object>>,
     pub signer: sign::Signer,
+    address: IpAddr,
     pub http_port: u16,
     pub https_port: u16,
 }
 
 impl Images {
-    pub fn new(http_port: u16, https_port: u16) -> Self {
-        Self { objects: BTreeMap::new(), signer: sign::Signer::new(), http_port, https_port }
+    pub fn new(address: IpAddr, http_port: u16, https_port: u16) -> Self {
+        Self { objects: BTreeMap::new(), signer: sign::Signer::new(), address, http_port, https_port }
     }
 
     pub fn put(&mut self, path: &str, object: Object) {
@@ -132,12 +134,12 @@ impl Images {
         self.objects.get(path).cloned()
     }
 
-    /// `http://127.0.0.1:<port>` or the other one.
+    /// `http://<address>:<port>` or the other one.
     pub fn origin(&self, scheme: Scheme) -> String {
         let port = match scheme {
             Scheme::Http => self.http_port,
             Scheme::Https => self.https_port,
         };
-        format!("{}://127.0.0.1:{port}", scheme.name())
+        format!("{}://{}", scheme.name(), SocketAddr::new(self.address, port))
     }
 }
