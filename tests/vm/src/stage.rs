@@ -3,6 +3,8 @@
 //! The device is a disk of [`otandem_images`] in a [`Vm`]; the cloud is the lab of the other tests, which the guest
 //! reaches at 10.0.2.2. Everything here panics where something does not go as it must: it is for tests.
 
+#![allow(clippy::unwrap_used)] // see above: it is for tests
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::ops::Deref;

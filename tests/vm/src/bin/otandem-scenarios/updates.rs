@@ -1,8 +1,7 @@
 //! Updates as they should go.
 
 use otandem_images::Chain;
-use otandem_lab::Status;
-use otandem_vm::stage::{Stage, release};
+use otandem_vm::stage::Stage;
 
 /// A job moves the device from A to B; the outcome is true and the loader goes on with B.
 pub fn good_update(chain: Chain) {
