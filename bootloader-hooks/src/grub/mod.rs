@@ -15,7 +15,7 @@
 //!
 //! What the variables of one set mean:
 //!
-//! | listed and OK=1 | TRY | on trial | [`SetState`] | it is |
+//! | listed and OK=1 | TRY | on trial | `SetState` | it is |
 //! |---|---|---|---|---|
 //! | no | any | any | Bad | not to be booted |
 //! | yes | 0 | no | Good | confirmed, or the fallback |

@@ -138,6 +138,17 @@ fn an_update_is_tried_once_and_stays_only_when_confirmed() {
 }
 
 #[test]
+fn a_set_whose_try_cannot_be_noted_is_not_booted_until_the_block_is_made_right() {
+    for lines in ["OTANDEM_TRIAL=B\nORDER=B A\nB_TRY=0\nB_TRY=0\n", "ORDER=B A\nOTANDEM_TRIAL=B\nx"] {
+        let device = Device::with(&block_of(lines));
+        assert_eq!(device.reset(), A, "{lines:?}");
+        device.running(A).arm(B).unwrap();
+        assert_eq!(device.reset(), B, "{lines:?}");
+        assert_eq!(device.reset(), A, "{lines:?}");
+    }
+}
+
+#[test]
 fn under_a_script_that_counts_every_boot_an_update_is_told_the_same() {
     let device = Device::with(&block_of(ORDINARY));
     for _ in 0..5 {
@@ -422,10 +433,14 @@ proptest! {
         let after = new.encode(&before, &variables, &names).unwrap();
         prop_assert_eq!(&arranged[block::SECTOR..], &after[block::SECTOR..]);
         prop_assert_eq!(Vars::read(&block::variables(&after), &names), new);
-        // Arranging alone changes no decision, whole or with only its first sector written.
+        // Arranging alone changes no decision, whole or with only its first sector written. (Where a variable of ours
+        // stands twice, GRUB writes the first and reads the last: it cannot note a try, and arranging mends that.)
+        let own = vars::own_names(&names);
+        let twice = |name: &String| variables.iter().filter(|v| v.name == name.as_bytes()).count() > 1;
         let half = [&arranged[..block::SECTOR], &before[block::SECTOR..]].concat();
         for bytes in [&arranged, &half] {
-            prop_assert_eq!(model::decide(bytes, |_| true).booted, model::decide(&before, |_| true).booted);
+            let booted = |bytes: &[u8]| model::decide(bytes, |_| true).booted;
+            prop_assert!(own.iter().any(twice) || booted(bytes) == booted(&before));
         }
     }
 
