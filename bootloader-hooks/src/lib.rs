@@ -17,6 +17,8 @@ pub mod custom;
 mod error;
 #[cfg(feature = "simulated")]
 pub mod simulated;
+#[cfg(feature = "u-boot")]
+pub mod uboot;
 
 pub use config::{BootNames, Config, Tries};
 pub use error::BootError;
