@@ -23,6 +23,8 @@ pub mod rivals;
 pub mod simulated;
 #[cfg(feature = "systemd-boot")]
 pub mod systemd_boot;
+#[cfg(feature = "u-boot")]
+pub mod uboot;
 
 pub use config::{BootNames, Config, Tries};
 pub use error::BootError;

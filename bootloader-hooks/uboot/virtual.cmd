@@ -19,9 +19,6 @@ setenv otandem_give_up 'reset'
 setenv otandem_import 'cp.b ${copy} 0x5020000 4; cp.b ${data} 0x5020004 0x3ffb; env import -c 0x5020000 0x3fff BOOT_ORDER BOOT_A_LEFT BOOT_B_LEFT'
 setenv otandem_first 'copy=0x5000000; data=0x5000005; run otandem_import'
 setenv otandem_second 'copy=0x5008000; data=0x5008005; run otandem_import'
-setenv BOOT_ORDER
-setenv BOOT_A_LEFT
-setenv BOOT_B_LEFT
 newest=none
 block1=none
 virtio device 0
@@ -45,15 +42,20 @@ if part start ${otandem_dev} uboot-env otandem_env; then
         if itest.b *0x5008004 -le *0x5000004; then newest=0; fi
         if itest.b *0x5000004 -eq 0xff && itest.b *0x5008004 -eq 0; then newest=1; fi
         if itest.b *0x5008004 -eq 0xff && itest.b *0x5000004 -eq 0; then newest=0; fi
-        if test ${newest} = 1; then run otandem_second; fi
       fi
     fi
   fi
 fi
 if test ${newest} = 0; then cp.b 0x5000004 0x5080000 1; fi
-if test ${newest} = 1; then cp.b 0x5008004 0x5080000 1; fi
+# Again, since the first copy was imported behind it, or a part of it before an error was found.
+if test ${newest} = 1; then run otandem_second; cp.b 0x5008004 0x5080000 1; fi
 # Without any the first number is 1.
-if test ${newest} = none; then mw.b 0x5080000 0 1; fi
+if test ${newest} = none; then
+  setenv BOOT_ORDER
+  setenv BOOT_A_LEFT
+  setenv BOOT_B_LEFT
+  mw.b 0x5080000 0 1
+fi
 echo "otandem: environment ${newest}: order [${BOOT_ORDER}] left [${BOOT_A_LEFT}] [${BOOT_B_LEFT}]"
 
 setenv otandem_save '

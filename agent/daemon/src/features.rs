@@ -25,6 +25,7 @@ pub fn list() -> Vec<&'static str> {
         ("boot-grub", cfg!(feature = "boot-grub")),
         ("boot-simulated", cfg!(feature = "boot-simulated")),
         ("boot-systemd-boot", cfg!(feature = "boot-systemd-boot")),
+        ("boot-u-boot", cfg!(feature = "boot-u-boot")),
     ];
     all.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
 }
@@ -86,6 +87,23 @@ fn back_end(
             let entries = places.entries(ROOT.as_ref(), &config.names).ok_or_else(no_entries)?;
             let setup = otandem_boot::systemd_boot::Setup { entries, efivars: detect::EFIVARS.into() };
             let loader = otandem_boot::systemd_boot::SystemdBoot::open(setup, config, seen()?);
+            loader.map(|l| Box::new(l) as _).map_err(|e| e.to_string())
+        }
+        #[cfg(feature = "boot-u-boot")]
+        BootKind::UBoot => {
+            let root = ROOT.as_ref();
+            let tool = |found: Option<std::path::PathBuf>, name: &str| {
+                found.ok_or_else(|| {
+                    missing(&format!("no {name}; install libubootenv, or set bootloader.{name}"))
+                })
+            };
+            let tools = otandem_boot::uboot::Tools {
+                printenv: tool(places.fw_printenv(root), "fw-printenv")?,
+                setenv: tool(places.fw_setenv(root), "fw-setenv")?,
+                fw_env_config: places.fw_env_config(root),
+                timeout: places.timeout,
+            };
+            let loader = otandem_boot::uboot::UBoot::open(tools, config, seen()?);
             loader.map(|l| Box::new(l) as _).map_err(|e| e.to_string())
         }
         #[cfg(feature = "boot-simulated")]
