@@ -3,7 +3,6 @@
 //! Kernels are garbage, so every try ends in a message that names it and, by `startup.nsh`, in a reset: the messages are
 //! the sequence of tries, and what the loader renamed lies on the disk afterwards. Slow (a minute or more for each
 //! group), so only on demand: `cargo test -p otandem-boot --test systemd_boot_loader -- --ignored`.
-#![cfg(feature = "systemd-boot")]
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
