@@ -32,7 +32,7 @@ use install::{Renewal, Work};
 
 pub use perform::Performer;
 pub use service::Service;
-pub use world::{OpenError, Opened, open};
+pub use world::{OpenError, Opened, open, unlocked};
 
 /// When the loop ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
