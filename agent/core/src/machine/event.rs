@@ -125,7 +125,7 @@ pub enum Event {
     Offer(Box<Update>),
     /// A job that ends here without being an update: refused, or done by another function. Taken while
     /// [`super::Machine::ready`]; and, since such a device takes no job at all, while the record cannot be saved.
-    Refuse(JobKey, Outcome),
+    JobEnded(JobKey, Outcome),
     /// The images can be had, fit, and decode; nothing was written.
     Ready,
     /// Bytes of the raw images written, and of how many, where that is known.
