@@ -121,6 +121,9 @@ pub enum Event {
     Continue,
     /// An action could not be done; those behind it were not tried. No other event comes in between.
     Failed(Box<Action>, String),
+    /// In place of [`Event::Failed`] where [`Action::Disarm`] of the running set is refused, since the bootloader would
+    /// then have nothing to boot.
+    NoFallback(String),
     /// An update, validated; only while [`super::Machine::ready`].
     Offer(Box<Update>),
     /// A job that ends here without being an update: refused, or done by another function. Taken while

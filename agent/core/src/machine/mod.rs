@@ -290,6 +290,7 @@ impl Machine {
         }
         match (&self.record.state, event) {
             (_, Event::Failed(action, why)) => self.failed(*action, &why, now),
+            (RollingBack { .. }, Event::NoFallback(why)) => self.no_fallback(&why),
             (_, Event::User(verb)) => self.user(verb, now),
             (_, Event::Tick) => self.tick(now),
             (_, Event::Cloud(Cloud::Acknowledged(key))) => self.acknowledged(&key),
@@ -348,6 +349,7 @@ impl Machine {
             (
                 _,
                 Event::Continue
+                | Event::NoFallback(_)
                 | Event::JobEnded(..)
                 | Event::Ready
                 | Event::Progress { .. }
