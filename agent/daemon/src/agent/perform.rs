@@ -272,6 +272,7 @@ impl Performer {
         let updates = self.updates()?;
         Ok(Terms {
             targets: updates.set(target).slots.clone(),
+            in_place: updates.set(target).in_place.clone(),
             forbidden: updates.set(from).slots.values().cloned().collect(),
             boots_first: Some(updates.boots_first.clone()),
             state_dir: self.settings.state_dir.clone(),

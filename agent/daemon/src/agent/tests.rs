@@ -158,14 +158,3 @@ fn a_running_set_that_the_bootloader_keeps_is_told_from_a_bootloader_that_fails(
     let failed = agent.perform(&Action::MarkBad(SetId::B)).unwrap_err();
     assert!(matches!(failed, NotDone::Failed(_)), "{failed:?}");
 }
-
-#[test]
-fn slots_in_place_refuse_updates_while_nothing_writes_them_so() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut settings = settings(dir.path());
-    let updates = settings.updates.as_mut().unwrap();
-    updates.a.in_place.insert("rootfs".into());
-    updates.b.in_place.insert("rootfs".into());
-    let opened = open(&settings, identity::clock(0), None).unwrap();
-    assert!(opened.performer.refusal().is_some_and(|why| why.contains("rootfs in place")));
-}

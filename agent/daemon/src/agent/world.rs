@@ -56,7 +56,7 @@ pub fn open(
     let now = Now { boot: boottime(), minute: otandem_device::machine::local_minute() };
     let (boot, evidence, rules) = match &settings.updates {
         Ok(updates) => {
-            refusal = refusal.or_else(|| not_shared(settings, updates)).or_else(|| in_place(updates));
+            refusal = refusal.or_else(|| not_shared(settings, updates));
             let (boot, facts) = bootloader(updates);
             let evidence = Evidence { facts, heads: heads(updates) };
             if let Some(boot) = &boot {
@@ -133,12 +133,6 @@ fn not_shared(settings: &Settings, updates: &UpdateSettings) -> Option<String> {
         )),
         Err(e) => Some(format!("where the state directory lies is not known: {e}")),
     }
-}
-
-/// Slots that are to be overwritten in place and would be renamed over: a bootloader may not see that.
-fn in_place(updates: &UpdateSettings) -> Option<String> {
-    let slot = updates.a.in_place.first()?;
-    Some(format!("this build cannot write slot {slot} in place: use a partition for it"))
 }
 
 /// Which sets begin with something: A, B.
