@@ -1,5 +1,6 @@
 //! The boot chains: what each of them needs on the disk beside the slots.
 
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::ImageError;
@@ -54,6 +55,9 @@ pub(crate) enum Content {
 /// Bytes of the preallocated files of set's kernel and initial RAM file system, where they are file slots: more than
 /// today's, since they are overwritten in place.
 const KERNEL_SLOT: (u64, u64) = (16 * MIB, 4 * MIB);
+/// What `grub.cfg` and `early.cfg` use of GRUB; their README has the same list.
+const GRUB_MODULES: &str = "part_gpt fat ext2 normal linux loadenv test search search_fs_file regexp eval testspeed echo \
+                            reboot halt sleep serial terminal configfile";
 /// Bytes of an entry file, which are changed in one write.
 const ENTRY: usize = 512;
 
@@ -116,7 +120,7 @@ impl Chain {
                 ("/usr/lib/u-boot/qemu-x86/u-boot.rom", "u-boot-qemu"),
             ],
             Self::Grub => &[
-                ("grub-mkimage", "grub-common"),
+                ("grub-mkstandalone", "grub-common"),
                 ("grub-editenv", "grub-common"),
                 ("/usr/lib/grub/x86_64-efi/linux.mod", "grub-efi-amd64-bin"),
                 ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
@@ -168,6 +172,12 @@ impl Chain {
         }
     }
 
+    /// What `[update]` of the device's configuration has for this chain alone.
+    pub(crate) const fn update(self) -> &'static str {
+        // An image for the root file system alone, as a person installs it by hand, takes the rest from the running set.
+        if self.kernel_in_root() { "" } else { "if-missing = { kernel = \"copy\", initrd = \"copy\" }\n" }
+    }
+
     /// Names and sizes of the partitions before the slots.
     pub(crate) fn boot_sizes(self) -> Vec<(&'static str, u64)> {
         match self {
@@ -193,14 +203,13 @@ impl Chain {
     fn systemd_boot(self, kernels: &[Kernels<'_>; 2]) -> Result<Vec<BootPart>, ImageError> {
         let mut esp = Tree::default();
         esp.copy("EFI/BOOT/BOOTX64.EFI", 0o644, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi".as_ref())?;
-        esp.text("loader/loader.conf", include_str!("../boot/loader.conf"));
-        esp.text("startup.nsh", include_str!("../boot/startup.nsh"));
+        esp.copy("loader/loader.conf", 0o644, &hook("systemd-boot/loader.conf")?)?;
+        esp.copy("startup.nsh", 0o644, &hook("systemd-boot/startup.nsh")?)?;
         let mut boot = Tree::default();
         let shared = self == Self::SystemdBootShared;
-        // The set whose entry has the highest version is booted.
-        for (set, version, kernels) in [("a", 2, &kernels[0]), ("b", 1, &kernels[1])] {
+        for (set, kernels) in [("a", &kernels[0]), ("b", &kernels[1])] {
             let volume = if set == "a" || shared { &mut esp } else { &mut boot };
-            let entry = entry(set, version)?;
+            let entry = entry(set)?;
             volume.file(&format!("loader/entries/otandem-{set}.conf"), 0o644, entry.clone());
             volume.file(&format!("loader/entries/otandem-{set}.template"), 0o644, entry);
             for (name, bytes, size) in
@@ -218,19 +227,29 @@ impl Chain {
     }
 }
 
-/// An entry file of a set: one sector, with the version in the last line, as the back end keeps it.
-fn entry(set: &str, version: u32) -> Result<Vec<u8>, ImageError> {
-    let text = include_str!("../boot/entry.conf").replace("@set@", set).replace("@SET@", &set.to_uppercase());
-    let mut text = format!("{text}version {version}\n").into_bytes();
-    if text.len() > ENTRY {
-        return Err(ImageError::TooSmall {
-            what: "entry file".into(),
-            size: ENTRY as u64,
-            needed: text.len() as u64,
-        });
+/// The entry file of a set: one sector, filled with empty lines, as the back end keeps it.
+fn entry(set: &str) -> Result<Vec<u8>, ImageError> {
+    let template = hook(&format!("systemd-boot/otandem-{set}.template"))?;
+    let mut text = quiet(&template, "\n")?.into_bytes();
+    let used = text.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 2);
+    if used > ENTRY {
+        let what = template.display().to_string();
+        return Err(ImageError::TooSmall { what, size: ENTRY as u64, needed: used as u64 });
     }
     text.resize(ENTRY, b'\n');
     Ok(text)
+}
+
+/// A boot script with the one change that a product would make, too: a kernel that writes all it knows on a serial line
+/// takes its time. `end` follows the kernel's command line.
+fn quiet(script: &Path, end: &str) -> Result<String, ImageError> {
+    let text = std::fs::read_to_string(script).map_err(file("read", script))?;
+    let (before, after) = (format!(" console=ttyS0{end}"), format!(" console=ttyS0 quiet{end}"));
+    if !text.contains(&before) {
+        let why = "no kernel command line that ends in console=ttyS0";
+        return Err(ImageError::Recipe(format!("{}: {why}", script.display())));
+    }
+    Ok(text.replace(&before, &after))
 }
 
 /// A file slot of `size` bytes with this content.
@@ -257,13 +276,8 @@ impl FromStr for Chain {
 
 fn u_boot() -> Result<Vec<BootPart>, ImageError> {
     let folder = tempfile::tempdir().map_err(file("create a folder for", "boot.scr".as_ref()))?;
-    let (source, script) = (folder.path().join("boot.cmd"), folder.path().join("boot.scr"));
-    std::fs::write(&source, include_str!("../boot/boot.cmd")).map_err(file("write", &source))?;
-    let mut make = tools::command("mkimage");
-    make.args(["-A", "x86_64", "-T", "script", "-C", "none", "-n", "otandem", "-d"])
-        .arg(&source)
-        .arg(&script);
-    tools::run(&mut make)?;
+    let script = folder.path().join("boot.scr");
+    tools::run(tools::command("sh").arg(hook("uboot/make-boot-script")?).arg("--virtual").arg(&script))?;
     let mut tree = Tree::default();
     tree.copy("boot.scr", 0o644, &script)?;
     let (text, copy) = (folder.path().join("env.txt"), folder.path().join("env"));
@@ -283,22 +297,27 @@ fn u_boot() -> Result<Vec<BootPart>, ImageError> {
 
 fn grub() -> Result<Vec<BootPart>, ImageError> {
     let folder = tempfile::tempdir().map_err(file("create a folder for", "GRUB".as_ref()))?;
-    let (early, program) = (folder.path().join("early.cfg"), folder.path().join("grub.efi"));
-    std::fs::write(&early, include_str!("../boot/early.cfg")).map_err(file("write", &early))?;
-    let mut make = tools::command("grub-mkimage");
-    make.args(["-O", "x86_64-efi", "-p", "/grub", "-c"]).arg(&early).arg("-o").arg(&program);
-    make.args("part_gpt fat ext2 normal linux loadenv test search search_fs_file regexp eval echo reboot halt sleep serial terminal configfile".split(' '));
+    let (program, block) = (folder.path().join("grub.efi"), folder.path().join("grubenv"));
+    let mut early = std::ffi::OsString::from("boot/grub/grub.cfg=");
+    early.push(hook("grub/early.cfg")?);
+    let mut make = tools::command("grub-mkstandalone");
+    make.args(["-O", "x86_64-efi", "--locales=", "--fonts=", "--themes=", "-o"]).arg(&program);
+    make.arg(format!("--modules={GRUB_MODULES}")).arg(format!("--install-modules={GRUB_MODULES}")).arg(early);
     tools::run(&mut make)?;
-    let block = folder.path().join("grubenv");
     tools::run(tools::command("grub-editenv").arg(&block).arg("create"))?;
-    let set = ["set", "ORDER=A B", "A_OK=1", "B_OK=1", "A_TRY=0", "B_TRY=0"];
-    tools::run(tools::command("grub-editenv").arg(&block).args(set))?;
     let mut tree = Tree::default();
     tree.copy("EFI/BOOT/BOOTX64.EFI", 0o644, &program)?;
     tree.copy("grub/grubenv", 0o644, &block)?;
-    tree.text("grub/grub.cfg", include_str!("../boot/grub.cfg"));
+    tree.text("grub/grub.cfg", &quiet(&hook("grub/grub.cfg")?, "\"")?);
     let content = Content::Fat(Width::Fat32, "ESP", tree);
     Ok(vec![BootPart { name: "esp", kind: ESP, size: 40 * MIB, content }])
+}
+
+/// A file beside the back ends: the one that products copy, not another one.
+fn hook(name: &str) -> Result<PathBuf, ImageError> {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../bootloader-hooks")).join(name);
+    std::fs::metadata(&path).map_err(file("find", &path))?;
+    Ok(path)
 }
 
 /// The UUID of a partition of that name.
