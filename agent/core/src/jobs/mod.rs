@@ -4,7 +4,12 @@
 //! On connect: flush the outbox and wait for its answers; then, if an update is under way, ask whether its job lives;
 //! else ask for the next one. `notify-next` is only a hint to ask.
 
+pub mod command;
+pub mod conditions;
+pub mod document;
+mod fields;
 pub mod intake;
+pub mod show;
 pub mod wire;
 
 use std::collections::VecDeque;
