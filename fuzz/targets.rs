@@ -31,10 +31,14 @@ pub fn job_document(data: &[u8]) {
 
 /// A document of a general job as text.
 pub fn job_plan(data: &[u8]) {
-    if let Ok(jobs::document::JobDocument::Plan(plan)) = jobs::document::parse_text(data, Default::default()) {
+    if let Ok(jobs::document::JobDocument::Plan(plan)) = jobs::document::parse_text(data, Default::default())
+    {
         for step in plan.all_steps() {
             let installs = matches!(step.action, jobs::document::Action::Install { .. });
-            assert!(installs || step.argv().first().is_some_and(|a| !a.is_empty()), "a step without a program");
+            assert!(
+                installs || step.argv().first().is_some_and(|a| !a.is_empty()),
+                "a step without a program"
+            );
             assert!(step.argv().iter().all(|a| !a.contains('\0')), "an argument that cannot be passed");
         }
     }

@@ -9,7 +9,10 @@ pub mod conditions;
 pub mod document;
 mod fields;
 pub mod intake;
+pub mod output;
+pub mod running;
 pub mod show;
+pub mod verdict;
 pub mod wire;
 
 use std::collections::VecDeque;
@@ -484,6 +487,9 @@ fn terminal_details(finished: &Finished, plain: bool) -> Details {
     let mut details = Details::new();
     let text = if plain { wire::plain_detail(reason) } else { wire::detail(reason) };
     details.insert("reason".into(), text);
+    for (name, text) in &finished.details {
+        details.insert(name.clone(), if plain { output::plain(text) } else { text.clone() });
+    }
     if let Some(seal) = finished.seal.as_ref().filter(|_| !plain) {
         details.insert(seal::DETAIL.into(), seal.clone());
     }

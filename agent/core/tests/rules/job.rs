@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
+use otandem_core::jobs::wire::Details;
 use otandem_core::machine::{Action, Cloud, Event, Health, HookAnswer, PROGRESS_EVERY, WrittenImage};
 use otandem_core::record::{FINISHED_KEPT, Finished};
 use otandem_core::update::{Origin, Outcome, Then};
@@ -77,7 +78,7 @@ fn jobs_of_another_thing_are_disowned() {
     let key = world.jobs[job].key.clone();
     let mut record = world.record().clone();
     let outcome = Some(Outcome::failed("x"));
-    record.outbox.push(Finished { key: key.clone(), outcome, seal: None });
+    record.outbox.push(Finished { key: key.clone(), outcome, seal: None, details: Details::new() });
     assert!(!record.clone().disown(&key.endpoint, THING));
     assert!(record.disown(&key.endpoint, "the clone"));
     assert_eq!((record.state.name(), record.outbox.len()), ("idle", 0));

@@ -168,6 +168,8 @@ impl Performer {
                 tracing::warn!("{text}");
                 Ok(())
             }
+            // Nothing asks for one yet.
+            Action::RunJob(..) | Action::StopJob => Err("general jobs are not executed".into()),
             Action::Settled
             | Action::Report
             | Action::Flush
