@@ -7,12 +7,20 @@ use nix::unistd::{User, geteuid};
 use otandem_core::boot::SetId;
 use otandem_core::jobs::conditions::Facts;
 use otandem_core::jobs::document::OldSchema;
+use otandem_core::jobs::intake::GeneralRules;
 use otandem_device::jobs::{GRACE, HandlerUser, REBOOT_WAIT, Terms, place};
 
 use crate::config::{JobsSettings, Settings};
 
 /// Bytes of the version file that are looked at.
 const VERSION_FILE: u64 = 64 * 1024;
+/// The file in the state directory by which a step says that it reboots the device.
+const REBOOT_MARK: &str = "job-reboot";
+
+/// Where a step says that it reboots the device: it must be there after the reboot.
+pub fn reboot_mark(settings: &Settings) -> PathBuf {
+    settings.state_dir.join(REBOOT_MARK)
+}
 
 /// How documents of the old schema are read here.
 pub fn old_schema(settings: &Settings) -> OldSchema {
@@ -33,6 +41,11 @@ pub fn facts(settings: &Settings, thing: Option<&str>, booted: Option<SetId>) ->
     let version = settings.updates.as_ref().ok().and_then(|u| image_version(&u.version_file, &u.version_key));
     put("imageVersion", version);
     facts
+}
+
+/// What the jobs of the cloud are measured by.
+pub fn rules(settings: &Settings, thing: &str) -> GeneralRules {
+    GeneralRules { old_schema: old_schema(settings), facts: facts(settings, Some(thing), None) }
 }
 
 /// `KEY=value` of a file like `/etc/os-release`.
