@@ -300,3 +300,19 @@ fn local_update_is_told_to_nobody_but_the_person() {
     assert!(!world.env.listed(SetId::B));
     assert!(!world.done.iter().any(|a| *a == format!("{:?}", Action::Arm(SetId::B))));
 }
+
+#[test]
+fn refusal_for_want_of_a_disk_is_sent_without_the_disk() {
+    let mut world = device();
+    world.disk_broken = true;
+    let firmware = world.firmware(Firmware::good(0));
+    let job = world.new_job(firmware);
+    let mut update = world.local_update(firmware, Then::Reboot);
+    update.origin = Origin::Job { key: world.jobs[job].key.clone(), closed: false };
+    let from = world.done.len();
+    // The device was idle and had nothing to save, so that it did not know of the disk before.
+    world.feed(Event::Offer(Box::new(update)));
+    assert!(last_reason(&world).contains("cannot be saved"), "{}", last_reason(&world));
+    assert!(actions(&world, from).contains(&"Flush"), "{:?}", actions(&world, from));
+    assert!(world.agent().sendable().next().is_some());
+}
