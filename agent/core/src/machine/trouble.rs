@@ -15,7 +15,8 @@ impl Machine {
             (_, action) if self.job_begins(&action) => self.job_action_failed(&action, why, now),
 
             (State::Idle, Action::Save) => {
-                // Bad news does not wait for the disk; what may go without it is decided where it is sent.
+                // The save that failed has ended its list, and with it the sending. Bad news does not wait for the disk;
+                // what may go without it is decided where it is sent.
                 let mut actions = self.save_later(why, now);
                 actions.push(Action::Flush);
                 actions
@@ -76,8 +77,7 @@ impl Machine {
         if self.run.unsaved.replace(now.boot).is_some() {
             return vec![];
         }
-        // The save that failed has ended its list, and with it the sending of what may be told without it.
-        vec![Action::Say(format!("the record cannot be saved, trying again: {why}")), Action::Flush]
+        vec![Action::Say(format!("the record cannot be saved, trying again: {why}"))]
     }
 
     fn reboot_failed(&mut self, why: &str, now: Now) -> Vec<Action> {
