@@ -135,6 +135,7 @@ fn run(
     let plan = Plan {
         images,
         targets: &terms.targets,
+        in_place: &std::collections::BTreeSet::new(),
         boots_first: terms.boots_first.as_deref(),
         state_dir: &terms.state_dir,
         resume,
