@@ -135,7 +135,8 @@ impl Entries {
             }
             names.sort();
             for path in names {
-                let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                let name =
+                    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 files.push((volume, name, fs::read(&path)?));
             }
         }

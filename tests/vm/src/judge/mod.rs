@@ -276,7 +276,8 @@ impl<'a> Judge<'a> {
                 digests: &self.digests,
                 rules: &self.rules,
             };
-            let course = device.live(fate).map_err(|why| format!("{} ({fate:?}): {why}", record.state.name()))?;
+            let course =
+                device.live(fate).map_err(|why| format!("{} ({fate:?}): {why}", record.state.name()))?;
             finding.courses.push(course);
             let mut device = Device { memory: memory.clone(), sets: sets.clone(), disk: None, ..device };
             device.never_settled().map_err(|why| format!("{}: {why}", record.state.name()))?;

@@ -54,15 +54,17 @@ fn range(partition: &Partition) -> Range<u64> {
     partition.start..partition.start + partition.size
 }
 
-/// Files of each volume that only an installation of the loader changes, and those that are changed where they lie.
-fn files(chain: Chain) -> (Vec<(usize, String)>, Vec<(usize, String)>) {
+/// Files by volume and path.
+type Files = Vec<(usize, String)>;
+
+/// Files that only an installation of the loader changes, and those that are changed where they lie.
+fn files(chain: Chain) -> (Files, Files) {
     let name = |volume: usize, path: &str| (volume, path.to_owned());
     match chain {
         Chain::UBoot => (vec![], vec![]),
-        Chain::Grub => (
-            vec![name(0, "EFI/BOOT/BOOTX64.EFI"), name(0, "grub/grub.cfg")],
-            vec![name(0, "grub/grubenv")],
-        ),
+        Chain::Grub => {
+            (vec![name(0, "EFI/BOOT/BOOTX64.EFI"), name(0, "grub/grub.cfg")], vec![name(0, "grub/grubenv")])
+        }
         Chain::SystemdBoot | Chain::SystemdBootShared => {
             let mut untouched: Vec<_> = ["EFI/BOOT/BOOTX64.EFI", "loader/loader.conf", "startup.nsh"]
                 .map(|path| name(0, path))
@@ -136,17 +138,19 @@ impl Reader {
         }
         // Kernels are large and many writes long: they are judged as slots.
         let slots: Vec<Range<u64>> = match self.chain {
-            Chain::SystemdBoot | Chain::SystemdBootShared => {
-                self.fixed.iter().filter(|f| f.path.starts_with("otandem/")).map(|f| f.place.clone()).collect()
-            }
+            Chain::SystemdBoot | Chain::SystemdBootShared => self
+                .fixed
+                .iter()
+                .filter(|f| f.path.starts_with("otandem/"))
+                .map(|f| f.place.clone())
+                .collect(),
             _ => vec![],
         };
-        let inside = |range: &Range<u64>| {
-            slots.iter().any(|slot| slot.start <= range.start && range.end <= slot.end)
-        };
-        let due = changed.iter().any(|range| {
-            self.watched.iter().any(|watched| meet(watched, range)) && !inside(range)
-        });
+        let inside =
+            |range: &Range<u64>| slots.iter().any(|slot| slot.start <= range.start && range.end <= slot.end);
+        let due = changed
+            .iter()
+            .any(|range| self.watched.iter().any(|watched| meet(watched, range)) && !inside(range));
         if due {
             self.memory = self.read(now);
         }

@@ -118,9 +118,7 @@ impl Slots {
     fn judged(&self, now: &impl Sectors) -> io::Result<Content> {
         let versions = self.slots.first().map_or(0, |slot| slot.names.len());
         let whole = |version: &usize| {
-            self.slots.iter().all(|slot| {
-                slot.names.get(*version).is_some_and(|name| slot.digests.is(name))
-            })
+            self.slots.iter().all(|slot| slot.names.get(*version).is_some_and(|name| slot.digests.is(name)))
         };
         if let Some(version) = (0..versions).find(whole) {
             return Ok(Content::Complete(version));
@@ -131,7 +129,8 @@ impl Slots {
         if found != self.mark.bytes {
             return Ok(Content::Dead);
         }
-        let hold = |slot: &Slot| format!("{} holds {}", slot.name, slot.digests.holds().unwrap_or("no image"));
+        let hold =
+            |slot: &Slot| format!("{} holds {}", slot.name, slot.digests.holds().unwrap_or("no image"));
         let what: Vec<String> = self.slots.iter().map(hold).collect();
         Ok(Content::Torn(format!("set {} can be loaded and is not whole: {}", self.set, what.join(", "))))
     }

@@ -70,8 +70,7 @@ fn live(verb: Verb, sets: [Content; 2], record: Record, fate: Fate) -> Result<Co
     let rules = rules(vec!["rootfs".into()]);
     let digests = [Hex([1; 32]).to_string(), Hex([2; 32]).to_string()];
     let disk = Some(record);
-    let mut device =
-        Device { memory, sets, disk, back_end: &mut back_end, digests: &digests, rules: &rules };
+    let mut device = Device { memory, sets, disk, back_end: &mut back_end, digests: &digests, rules: &rules };
     device.live(fate)
 }
 

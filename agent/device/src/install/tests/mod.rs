@@ -40,7 +40,8 @@ impl Machine {
             vec![image("boot", "a", Some(Compression::None), &raws[0]), image("rootfs", "b", None, &raws[1])];
         let olds = vec![image_bytes(4 * MIB, 11), like_ext4(image_bytes(4 * MIB, 11))];
         let sources = vec![("a", raws[0].clone()), ("b", zstd(&raws[1], 200_000))];
-        let disks: Vec<Disk> = images.iter().zip(&olds).map(|(i, old)| Disk::new(&i.slot, old.clone())).collect();
+        let disks: Vec<Disk> =
+            images.iter().zip(&olds).map(|(i, old)| Disk::new(&i.slot, old.clone())).collect();
         // A kernel on FAT beside a partition.
         disks[0].with(|s| s.tail = true);
         Self { bench: Bench::new(&["boot", "rootfs"]), images, raws, disks, olds, sources }
@@ -76,11 +77,7 @@ impl Machine {
             disk.with(|s| {
                 let unmountable = s.durable[mark..mark + SECTOR].iter().all(|b| *b == 0);
                 let complete = s.durable[..raw.len()] == raw[..];
-                assert!(
-                    unmountable || complete || s.durable == *old,
-                    "{}: a torn image has a head",
-                    s.name
-                );
+                assert!(unmountable || complete || s.durable == *old, "{}: a torn image has a head", s.name);
             });
         }
     }

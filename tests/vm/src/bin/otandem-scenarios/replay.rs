@@ -9,7 +9,7 @@ use otandem_images::{Chain, SlotImage};
 use otandem_lab::{Access, Scheme};
 use otandem_vm::judge::{Expected, Judge, Report, Scene, Version, places};
 use otandem_vm::stage::{BOOT, Offer, Setup, Stage, release};
-use otandem_vm::{DiskFile, Image, Models, PowerOn, Replay, copy_sparse, sample};
+use otandem_vm::{DiskFile, Image, Models, PowerOn, Recording, Replay, copy_sparse, sample};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -25,12 +25,20 @@ const EXTRA: usize = 256 << 10;
 /// The jobs of a recording with what they install where.
 const JOBS: [(&str, &str, &str); 2] = [("first", "2.0", "B"), ("second", "3.0", "A")];
 
+/// Names a folder in which recordings stay, to be judged again without making them again (and then nothing is switched
+/// on: the devices' cloud is gone).
+const KEEP: &str = "OTANDEM_RECORDINGS";
+
 /// A recording and what it is of.
 struct Recorded {
     stage: Stage,
     versions: Vec<Version>,
     base: PathBuf,
     log: PathBuf,
+    /// The disk after the last write.
+    end: PathBuf,
+    /// Made by an earlier run.
+    old: bool,
     /// Firmware variables as they were, where there are any.
     vars: Option<PathBuf>,
 }
@@ -43,7 +51,7 @@ pub fn power_cuts(chain: Chain, quick: bool) {
     let replay = Replay::open(&recorded.base, &recorded.log).unwrap();
     let data = recorded.stage.partition("data");
     let scratch = recorded.stage.vm.folder().join("data.part");
-    let places = places(&recorded.base, recorded.stage.vm.disk(), data, &scratch).unwrap();
+    let places = places(&recorded.base, &recorded.end, data, &scratch).unwrap();
     let layout = recorded.stage.layout().to_vec();
     let scene = Scene { chain, layout: &layout, versions: recorded.versions.clone() };
     let base = DiskFile::open(&recorded.base).unwrap();
@@ -52,7 +60,7 @@ pub fn power_cuts(chain: Chain, quick: bool) {
     let report = Judge::new(&base, &scene, &places).unwrap().all(&replay, &cuts).unwrap();
     tell(chain, &replay, &report, begin.elapsed());
     let wanted = if quick { BOOTS_QUICK } else { BOOTS };
-    let sampled = if report.failed == 0 { sample(&cuts, wanted, SAMPLE) } else { vec![] };
+    let sampled = if recorded.old || report.failed > 0 { vec![] } else { sample(&cuts, wanted, SAMPLE) };
     let begin = Instant::now();
     for cut in &sampled {
         // A judge looks at what changed since its last state: one that starts anew sees all.
@@ -90,6 +98,12 @@ fn tell(chain: Chain, replay: &Replay, report: &Report, time: Duration) {
 fn record(chain: Chain) -> Recorded {
     let mut stage = Stage::with(Setup::new(chain));
     let mut versions = vec![factory(&stage)];
+    let kept = std::env::var_os(KEEP).map(|folder| PathBuf::from(folder).join(chain.name()));
+    let paths = |folder: &Path| ["base", "log", "end"].map(|name| folder.join(name));
+    if let Some([base, log, end]) = kept.as_deref().map(paths).filter(|[.., end]| end.exists()) {
+        versions.extend(JOBS.map(|(_, version, _)| offer(&stage, version).1));
+        return Recorded { stage, versions, base, log, end, old: true, vars: None };
+    }
     // What the first start makes is not part of the updates.
     stage.power_on();
     stage.sh("sync");
@@ -102,12 +116,22 @@ fn record(chain: Chain) -> Recorded {
         let (offer, images) = offer(&stage, version);
         stage.update(job, &offer, set);
         versions.push(images);
-        let settled = "until otandem status --json 2>/dev/null | grep -q '\"phase\": *\"idle\"'; do :; done; sync";
+        let settled =
+            "until otandem status --json 2>/dev/null | grep -q '\"phase\": *\"idle\"'; do :; done; sync";
         stage.vm.ok(settled, BOOT).unwrap();
     }
     stage.vm.power_cut();
-    let recording = stage.vm.recording().unwrap().clone();
-    Recorded { stage, versions, base: recording.base, log: recording.log, vars }
+    let Recording { base, log } = stage.vm.recording().unwrap().clone();
+    // The disk will be another one with each state that is switched on.
+    let end = stage.vm.folder().join("disk.end");
+    copy_sparse(stage.vm.disk(), &end).unwrap();
+    if let Some(folder) = kept {
+        fs::create_dir_all(&folder).unwrap();
+        for (from, to) in [&base, &log, &end].into_iter().zip(paths(&folder)) {
+            copy_sparse(from, &to).unwrap();
+        }
+    }
+    Recorded { stage, versions, base, log, end, old: false, vars }
 }
 
 fn keep_variables(folder: &Path) -> Option<PathBuf> {
