@@ -166,16 +166,13 @@ impl Device<'_> {
         Err(format!("nothing is booted in {MOST_RESETS} resets"))
     }
 
+    /// The target runs and has not proved itself yet: what is being confirmed has.
     fn on_trial(&self, running: SetId) -> bool {
         let state = self.disk.as_ref().map(|record| &record.state);
         let tried = matches!(
             state,
             Some(
-                State::Arming { .. }
-                    | State::Armed { .. }
-                    | State::Trial { .. }
-                    | State::Confirming { .. }
-                    | State::RollingBack { .. }
+                State::Arming { .. } | State::Armed { .. } | State::Trial { .. } | State::RollingBack { .. }
             )
         );
         tried && state.and_then(State::update).is_some_and(|update| update.target == running)

@@ -135,3 +135,58 @@ impl Slots {
         Ok(Content::Torn(format!("set {} can be loaded and is not whole: {}", self.set, what.join(", "))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Bytes(Vec<u8>);
+
+    impl Sectors for Bytes {
+        fn size(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+            let from = usize::try_from(offset).map_err(io::Error::other)?;
+            buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+    }
+
+    const SIZE: usize = 200_000;
+
+    fn image(fill: u8) -> Vec<u8> {
+        let mut bytes = vec![fill; SIZE];
+        bytes[..1024].fill(0);
+        bytes[0x438..0x43A].copy_from_slice(&EXT4.bytes);
+        bytes
+    }
+
+    fn all() -> Vec<Range<u64>> {
+        std::iter::once(0..SIZE as u64).collect()
+    }
+
+    #[test]
+    fn a_slot_is_whole_or_has_no_mark_or_is_found_torn() {
+        let images = [("1.0", 1), ("2.0", 2)]
+            .map(|(name, fill)| Image::read(name, &Bytes(image(fill)), 0, SIZE as u64).unwrap());
+        let place = Place { name: "rootfs", range: 0..SIZE as u64, images: images.into() };
+        let mut disk = Bytes(image(1));
+        let mut slots = Slots::new(&disk, SetId::B, EXT4, vec![place]).unwrap();
+        assert_eq!(*slots.content(), Content::Complete(0));
+        // The mark is gone, then the rest changes, then the mark comes.
+        disk.0[0x438..0x43A].fill(0);
+        slots.update(&disk, &all()).unwrap();
+        assert_eq!(*slots.content(), Content::Dead);
+        disk.0[1536..].fill(2);
+        slots.update(&disk, &all()).unwrap();
+        assert_eq!(*slots.content(), Content::Dead);
+        disk.0[1024..1536].copy_from_slice(&image(2)[1024..1536]);
+        slots.update(&disk, &all()).unwrap();
+        assert_eq!(*slots.content(), Content::Complete(1));
+        // One byte is wrong and the mark is there.
+        disk.0[SIZE - 1] = 1;
+        slots.update(&disk, &all()).unwrap();
+        assert!(matches!(slots.content(), Content::Torn(why) if why.contains("set B")), "{slots:?}");
+    }
+}

@@ -14,7 +14,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 /// Orders of unflushed writes that are tried at each moment.
-const ORDERS: u64 = 4;
+const ORDERS: u64 = 32;
 /// States that are switched on.
 const BOOTS: usize = 20;
 const BOOTS_QUICK: usize = 2;
