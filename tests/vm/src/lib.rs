@@ -19,6 +19,7 @@
 pub mod digests;
 pub mod disk;
 mod extents;
+pub mod judge;
 pub mod replay;
 pub mod stage;
 pub mod vm;

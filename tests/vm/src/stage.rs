@@ -248,6 +248,12 @@ impl Stage {
         self.disk.partition(name).unwrap_or_else(|| panic!("no partition {name}"))
     }
 
+    /// All partitions, in the order of the disk.
+    #[must_use]
+    pub fn layout(&self) -> &[Partition] {
+        &self.disk.layout
+    }
+
     /// What must hold at the end of every scenario, and then the end.
     pub fn finish(mut self) {
         self.vm.power_cut();

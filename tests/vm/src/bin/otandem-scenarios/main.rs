@@ -3,10 +3,12 @@
 //! One line for each: `ok`, `FAIL` or `skip`, the scenario, its seconds. Devices run side by side, as many as the machine
 //! has cores.
 
+mod replay;
 mod updates;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -20,14 +22,25 @@ struct Scenario {
     quick: &'static [Chain],
 }
 
-const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "good-update",
-    run: updates::good_update,
-    quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
-}];
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "good-update",
+        run: updates::good_update,
+        quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
+    },
+    Scenario {
+        name: "power-cut-replay",
+        run: |chain| replay::power_cuts(chain, QUICK.load(Ordering::Relaxed)),
+        quick: &[Chain::UBoot],
+    },
+];
+/// Those that run with both sets' boot files on one FAT, too: it is their point where these lie.
+const ON_SHARED: &[&str] = &["power-cut-replay"];
+/// Fewer states are switched on.
+static QUICK: AtomicBool = AtomicBool::new(false);
 
-const CHAINS: [Chain; 3] = [Chain::UBoot, Chain::Grub, Chain::SystemdBoot];
-const USAGE: &str = "usage: otandem-scenarios [--quick] [--chain u-boot|grub|systemd-boot]... [--only PART-OF-NAME]... \
+const CHAINS: [Chain; 4] = Chain::ALL;
+const USAGE: &str = "usage: otandem-scenarios [--quick] [--chain u-boot|grub|systemd-boot|systemd-boot-shared]... [--only PART-OF-NAME]... \
                      [--jobs N] [--list]";
 
 struct Choice {
@@ -62,6 +75,7 @@ impl Choice {
     fn takes(&self, scenario: &Scenario, chain: Chain) -> bool {
         let name = format!("{}/{}", chain.name(), scenario.name);
         self.chains.contains(&chain)
+            && (chain != Chain::SystemdBootShared || ON_SHARED.contains(&scenario.name))
             && (!self.quick || scenario.quick.contains(&chain))
             && (self.only.is_empty() || self.only.iter().any(|part| name.contains(part)))
     }
@@ -75,6 +89,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    QUICK.store(choice.quick, Ordering::Relaxed);
     // Last first taken: the longest runs of one chain are spread over the workers.
     let mut due: Vec<(&Scenario, Chain)> = SCENARIOS
         .iter()
