@@ -187,9 +187,18 @@ impl Stage {
 
     /// Waits until the agent says that its update is in this phase.
     pub fn wait_phase(&mut self, phase: &str) {
+        self.wait_status_says(&format!("\"phase\": *\"{phase}\""));
+    }
+
+    /// Waits until the running set's counter is full again and the agent takes jobs.
+    pub fn wait_ready(&mut self) {
+        self.wait_status_says("\"ready\": *true");
+    }
+
+    fn wait_status_says(&mut self, pattern: &str) {
         let wait = format!(
-            "n=0; until otandem status --json 2>/dev/null | grep -q '\"phase\": *\"{phase}\"' || [ $n = 300 ]; do \
-             sleep 0.1; n=$((n+1)); done; [ $n -lt 300 ]"
+            "n=0; until otandem status --json 2>/dev/null | grep -q '{pattern}' || [ $n = 300 ]; do sleep 0.1; \
+             n=$((n+1)); done; [ $n -lt 300 ]"
         );
         self.vm.ok(&wait, BOOT).unwrap();
     }
