@@ -136,6 +136,8 @@ fn full_disk_refuses_the_update_before_the_first_byte_and_says_so() {
     world.talk();
     assert_eq!(world.phase(), "idle");
     assert!(!actions(&world, from).contains(&"Fetch"));
+    // Nobody asks for it again: without this the job would wait for a disk that may never come back.
+    assert!(actions(&world, from).contains(&"Flush"), "{:?}", actions(&world, from));
     world.talk();
     assert_eq!(told(&world, job), "FAILED");
     assert!(!world.agent().ready());

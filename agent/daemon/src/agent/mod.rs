@@ -33,7 +33,7 @@ use install::{Renewal, Work};
 use perform::NotDone;
 pub use perform::Performer;
 pub use service::Service;
-pub use world::{OpenError, Opened, open, unlocked};
+pub use world::{OpenError, Opened, open, permitted, unlocked};
 
 /// When the loop ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -128,6 +128,11 @@ pub fn handle(settings: &Settings, handling: Handling) -> Asked {
         return Ok((if due { Exit::ResetDue } else { exit }, data));
     }
     if ask::connect(settings)?.is_some() {
+        if handling.job_callback.is_some() || !handling.auto_reset {
+            let why =
+                "it takes jobs as it is configured; stop it first to use --job-callback and --auto-reset";
+            tracing::warn!("the daemon runs: {why}");
+        }
         return ask::ask(settings, request(None));
     }
     let then = if handling.auto_reset { Then::Reboot } else { Then::Arm };
