@@ -36,6 +36,6 @@ if test ${left} = 2; then less=1; fi
 setenv BOOT_${chosen}_LEFT ${less}
 echo "always counts: set ${chosen}, ${left} left, now ${less}"
 run otandem_save
-setenv bootargs "otandem.set=${chosen} root=PARTLABEL=${label} ro rootwait panic=3 ${otandem_args}"
+setenv bootargs "otandem.set=${chosen} root=PARTLABEL=${label} ro panic=3 ${otandem_args}"
 if run otandem_load; then run otandem_boot; fi
 reset
