@@ -4,6 +4,7 @@
 //! has cores.
 
 mod replay;
+mod trials;
 mod updates;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,12 +23,42 @@ struct Scenario {
     quick: &'static [Chain],
 }
 
+/// Scenarios that one chain does not have.
+const NOT_ON: &[(&str, Chain)] = &[("script-that-always-counts", Chain::SystemdBoot)];
+
+const fn anywhere(name: &'static str, run: fn(Chain)) -> Scenario {
+    Scenario { name, run, quick: &[] }
+}
+
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "good-update",
         run: updates::good_update,
         quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
     },
+    Scenario { name: "health-check-fails", run: trials::health_check_fails, quick: &[Chain::UBoot] },
+    Scenario {
+        name: "kernel-garbage",
+        run: trials::kernel_garbage,
+        quick: &[Chain::Grub, Chain::SystemdBoot],
+    },
+    anywhere("downgrade", updates::downgrade),
+    anywhere("there-and-back-five-times", updates::there_and_back_five_times),
+    anywhere("same-good-image-again", updates::same_good_image_again),
+    anywhere("twenty-boots-without-an-update", updates::twenty_boots_without_an_update),
+    anywhere("script-that-always-counts", updates::script_that_always_counts),
+    anywhere("agent-killed-and-reset-in-the-trial", trials::agent_killed_and_reset_in_the_trial),
+    anywhere("agent-stopped-and-rebooted-in-the-trial", trials::agent_stopped_and_rebooted_in_the_trial),
+    anywhere("initrd-garbage", trials::initrd_garbage),
+    anywhere("root-garbage", trials::root_garbage),
+    anywhere("no-init", trials::no_init),
+    anywhere("hopeless-image-is-refused-from-then-on", trials::hopeless_image_is_refused_from_then_on),
+    anywhere("new-image-cannot-reach-the-cloud", trials::new_image_cannot_reach_the_cloud),
+    anywhere("agent-missing", trials::agent_missing),
+    anywhere("agent-crashes", trials::agent_crashes),
+    anywhere("bad-configuration", trials::bad_configuration),
+    anywhere("hangs-early", trials::hangs_early),
+    anywhere("hangs-late", trials::hangs_late),
     Scenario {
         name: "power-cut-replay",
         run: |chain| replay::power_cuts(chain, QUICK.load(Ordering::Relaxed)),
@@ -76,6 +107,7 @@ impl Choice {
         let name = format!("{}/{}", chain.name(), scenario.name);
         self.chains.contains(&chain)
             && (chain != Chain::SystemdBootShared || ON_SHARED.contains(&scenario.name))
+            && !NOT_ON.contains(&(scenario.name, chain))
             && (!self.quick || scenario.quick.contains(&chain))
             && (self.only.is_empty() || self.only.iter().any(|part| name.contains(part)))
     }
