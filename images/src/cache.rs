@@ -2,12 +2,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use crate::error::file;
 use crate::{ImageError, files};
 
 /// Counts up when this crate makes something else out of the same input.
 const RECIPE: &str = "1";
+/// Things that are kept; a new agent makes two or three.
+const KEPT: usize = 60;
+/// What was used so recently may still be in use.
+const IN_USE: Duration = Duration::from_secs(2 * 3600);
 
 /// A folder with a sub-folder for each thing.
 #[derive(Debug, Clone)]
@@ -47,8 +52,29 @@ impl Cache {
             let temporary = temporary.map_err(file("create a folder in", &self.folder))?;
             make(temporary.path())?;
             fs::rename(temporary.path(), &place).map_err(file("create", &place))?;
+            self.prune(KEPT, SystemTime::now() - IN_USE)?;
         }
+        // Its time says when it was used last.
+        let used = File::open(&place).and_then(|folder| folder.set_modified(SystemTime::now()));
+        used.map_err(file("touch", &place))?;
         Ok(place)
+    }
+
+    /// Removes what was not used since `before`, the oldest first, until `kept` things are left.
+    fn prune(&self, kept: usize, before: SystemTime) -> Result<(), ImageError> {
+        let entries = fs::read_dir(&self.folder).map_err(file("read", &self.folder))?.flatten();
+        let is_thing = |name: &str| name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        let mut things: Vec<(SystemTime, PathBuf)> = entries
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_thing))
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        things.sort();
+        let surplus = things.len().saturating_sub(kept);
+        for (_, path) in things.into_iter().take(surplus).filter(|(used, _)| *used < before) {
+            fs::remove_dir_all(&path).map_err(file("remove", &path))?;
+            let _ = fs::remove_file(path.with_extension("lock"));
+        }
+        Ok(())
     }
 
     /// Keeps others off `name` until the guard is dropped.
@@ -85,6 +111,25 @@ mod tests {
         assert_ne!(get(&["a", "bc"]), get(&["ab", "c"]));
         assert_eq!(made.get(), 2);
         assert_eq!(fs::read_to_string(get(&["ab", "c"]).join("x")).unwrap(), "abc");
+    }
+
+    #[test]
+    fn what_is_too_much_goes_oldest_first_unless_it_may_be_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path()).unwrap();
+        let old = SystemTime::now() - 10 * IN_USE;
+        let mut places = Vec::new();
+        for (n, name) in ["a", "b", "c"].into_iter().enumerate() {
+            let place = cache.get(&[name], |_| Ok(())).unwrap();
+            let used = old + u32::try_from(n).unwrap() * Duration::from_secs(1);
+            File::open(&place).unwrap().set_modified(used).unwrap();
+            places.push(place);
+        }
+        let there = || places.iter().map(|place| place.exists()).collect::<Vec<_>>();
+        cache.prune(0, old).unwrap();
+        assert_eq!(there(), [true; 3]);
+        cache.prune(2, SystemTime::now()).unwrap();
+        assert_eq!(there(), [false, true, true]);
     }
 
     #[test]

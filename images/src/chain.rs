@@ -1,5 +1,6 @@
 //! The boot chains: what each of them needs on the disk beside the slots.
 
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::ImageError;
@@ -54,6 +55,9 @@ pub(crate) enum Content {
 /// Bytes of the preallocated files of set's kernel and initial RAM file system, where they are file slots: more than
 /// today's, since they are overwritten in place.
 const KERNEL_SLOT: (u64, u64) = (16 * MIB, 4 * MIB);
+/// What `grub.cfg` and `early.cfg` use of GRUB; their README has the same list.
+const GRUB_MODULES: &str = "part_gpt fat ext2 normal linux loadenv test search search_fs_file regexp eval testspeed echo \
+                            reboot halt sleep serial terminal configfile";
 /// Bytes of an entry file, which are changed in one write.
 const ENTRY: usize = 512;
 
@@ -116,7 +120,7 @@ impl Chain {
                 ("/usr/lib/u-boot/qemu-x86/u-boot.rom", "u-boot-qemu"),
             ],
             Self::Grub => &[
-                ("grub-mkimage", "grub-common"),
+                ("grub-mkstandalone", "grub-common"),
                 ("grub-editenv", "grub-common"),
                 ("/usr/lib/grub/x86_64-efi/linux.mod", "grub-efi-amd64-bin"),
                 ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
@@ -257,13 +261,8 @@ impl FromStr for Chain {
 
 fn u_boot() -> Result<Vec<BootPart>, ImageError> {
     let folder = tempfile::tempdir().map_err(file("create a folder for", "boot.scr".as_ref()))?;
-    let (source, script) = (folder.path().join("boot.cmd"), folder.path().join("boot.scr"));
-    std::fs::write(&source, include_str!("../boot/boot.cmd")).map_err(file("write", &source))?;
-    let mut make = tools::command("mkimage");
-    make.args(["-A", "x86_64", "-T", "script", "-C", "none", "-n", "otandem", "-d"])
-        .arg(&source)
-        .arg(&script);
-    tools::run(&mut make)?;
+    let script = folder.path().join("boot.scr");
+    tools::run(tools::command("sh").arg(hook("uboot/make-boot-script")?).arg("--virtual").arg(&script))?;
     let mut tree = Tree::default();
     tree.copy("boot.scr", 0o644, &script)?;
     let (text, copy) = (folder.path().join("env.txt"), folder.path().join("env"));
@@ -283,22 +282,37 @@ fn u_boot() -> Result<Vec<BootPart>, ImageError> {
 
 fn grub() -> Result<Vec<BootPart>, ImageError> {
     let folder = tempfile::tempdir().map_err(file("create a folder for", "GRUB".as_ref()))?;
-    let (early, program) = (folder.path().join("early.cfg"), folder.path().join("grub.efi"));
-    std::fs::write(&early, include_str!("../boot/early.cfg")).map_err(file("write", &early))?;
-    let mut make = tools::command("grub-mkimage");
-    make.args(["-O", "x86_64-efi", "-p", "/grub", "-c"]).arg(&early).arg("-o").arg(&program);
-    make.args("part_gpt fat ext2 normal linux loadenv test search search_fs_file regexp eval echo reboot halt sleep serial terminal configfile".split(' '));
+    let (program, block) = (folder.path().join("grub.efi"), folder.path().join("grubenv"));
+    let mut early = std::ffi::OsString::from("boot/grub/grub.cfg=");
+    early.push(hook("grub/early.cfg")?);
+    let mut make = tools::command("grub-mkstandalone");
+    make.args(["-O", "x86_64-efi", "--locales=", "--fonts=", "--themes=", "-o"]).arg(&program);
+    make.arg(format!("--modules={GRUB_MODULES}")).arg(format!("--install-modules={GRUB_MODULES}")).arg(early);
     tools::run(&mut make)?;
-    let block = folder.path().join("grubenv");
     tools::run(tools::command("grub-editenv").arg(&block).arg("create"))?;
-    let set = ["set", "ORDER=A B", "A_OK=1", "B_OK=1", "A_TRY=0", "B_TRY=0"];
-    tools::run(tools::command("grub-editenv").arg(&block).args(set))?;
     let mut tree = Tree::default();
     tree.copy("EFI/BOOT/BOOTX64.EFI", 0o644, &program)?;
     tree.copy("grub/grubenv", 0o644, &block)?;
-    tree.text("grub/grub.cfg", include_str!("../boot/grub.cfg"));
+    let script = hook("grub/grub.cfg")?;
+    let text = std::fs::read_to_string(&script).map_err(file("read", &script))?;
+    // What the product fills in: a kernel that writes all it knows on a serial line takes its time.
+    let quiet = text.replace(" console=ttyS0\"", " console=ttyS0 quiet\"");
+    if quiet == text {
+        return Err(ImageError::Recipe(format!(
+            "{}: no otandem_args that ends in console=ttyS0",
+            script.display()
+        )));
+    }
+    tree.text("grub/grub.cfg", &quiet);
     let content = Content::Fat(Width::Fat32, "ESP", tree);
     Ok(vec![BootPart { name: "esp", kind: ESP, size: 40 * MIB, content }])
+}
+
+/// A file beside the back ends: the one that products copy, not another one.
+fn hook(name: &str) -> Result<PathBuf, ImageError> {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../bootloader-hooks")).join(name);
+    std::fs::metadata(&path).map_err(file("find", &path))?;
+    Ok(path)
 }
 
 /// The UUID of a partition of that name.

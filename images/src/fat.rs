@@ -88,7 +88,8 @@ mod tests {
         for (width, size) in [(Width::Fat16, 16 << 20), (Width::Fat32, 40 << 20)] {
             make(&tree, width, "ESP", size, &one).unwrap();
             make(&tree, width, "ESP", size, &two).unwrap();
-            assert_eq!(files::digest(&one).unwrap(), files::digest(&two).unwrap(), "{width:?}");
+            let same = std::fs::read(&one).unwrap() == std::fs::read(&two).unwrap();
+            assert!(same, "{width:?}");
             let list =
                 tools::run(tools::command("mdir").args(["-/", "-b", "-i"]).arg(&one).arg("::")).unwrap();
             assert!(list.contains("::/EFI/BOOT/BOOTX64.EFI"), "{list}");

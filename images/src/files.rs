@@ -48,26 +48,6 @@ pub(crate) fn place(from: &Path, out: &File, to: &Path, offset: u64) -> Result<(
     }
 }
 
-/// SHA-256 of a file in hex, and its size.
-///
-/// # Errors
-/// [`ImageError::File`] when it cannot be read.
-pub(crate) fn digest(path: &Path) -> Result<(String, u64), ImageError> {
-    let mut source = File::open(path).map_err(file("open", path))?;
-    let mut hash = Sha256::new();
-    let mut block = vec![0; BLOCK];
-    let mut size = 0;
-    loop {
-        match source.read(&mut block).map_err(file("read", path))? {
-            0 => return Ok((hex(&hash.finalize()), size)),
-            n => {
-                hash.update(&block[..n]);
-                size += n as u64;
-            }
-        }
-    }
-}
-
 /// SHA-256 of bytes in hex.
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

@@ -1,5 +1,6 @@
 //! A device for a person: built once, kept, started on this terminal.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -19,8 +20,7 @@ const DATA: u64 = 256 * MIB;
 
 /// Writes `FOLDER/disk.img` (and `vars.fd`) and, for each version, images to install.
 pub(crate) fn build(what: &What, folder: &Path) -> Result<ExitCode, String> {
-    let (workshop, disk, releases) = make(what, Console::Machine, folder)?;
-    drop(workshop);
+    let (disk, releases) = make(what, Console::Machine, folder)?;
     for release in &releases {
         for image in &release.slots {
             let name = file_name(release, image.slot);
@@ -31,11 +31,13 @@ pub(crate) fn build(what: &What, folder: &Path) -> Result<ExitCode, String> {
             std::fs::write(&sum, line).map_err(|e| format!("{}: {e}", sum.display()))?;
         }
     }
-    println!("{}", disk.image.display());
+    let mut text = format!("{}\n", disk.image.display());
     for part in &disk.layout {
-        println!("  {:<12} at {:>10} {:>4} MiB", part.name, part.start, part.size / MIB);
+        text += &format!("  {:<12} at {:>10} {:>4} MiB\n", part.name, part.start, part.size / MIB);
     }
-    println!("start it with:\n  qemu-system-x86_64 {}", words(&disk));
+    text += &format!("start it with:\n  {} {}\n", Disk::PROGRAM, words(&disk));
+    // Who reads only the first line is served.
+    let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -50,7 +52,7 @@ pub(crate) fn play(play: &Play) -> Result<ExitCode, String> {
             println!("the device in {} goes on; a new one by --fresh", folder.display());
             disk
         }
-        _ => make(&play.what, Console::Person, &folder)?.1,
+        _ => make(&play.what, Console::Person, &folder)?.0,
     };
     println!("Ctrl-A X ends the device at once, as a power cut would; Ctrl-A C is QEMU's own console\n");
     let status = Command::new(Disk::PROGRAM).args(disk.arguments(play.memory)).status();
@@ -67,7 +69,7 @@ fn device(what: &What, factory: Root, console: Console) -> Device {
 }
 
 /// A device with images on its data partition, in `folder`.
-fn make(what: &What, console: Console, folder: &Path) -> Result<(Workshop, Disk, Vec<Release>), String> {
+fn make(what: &What, console: Console, folder: &Path) -> Result<(Disk, Vec<Release>), String> {
     let agent = agent(what)?;
     let workshop = Workshop::in_target(what.chain).map_err(|e| e.to_string())?;
     println!("making the device and the images to install ...");
@@ -85,7 +87,7 @@ fn make(what: &What, console: Console, folder: &Path) -> Result<(Workshop, Disk,
         releases.push(release);
     }
     let disk = workshop.disk(&device, folder).map_err(|e| e.to_string())?;
-    Ok((workshop, disk, releases))
+    Ok((disk, releases))
 }
 
 fn agent(what: &What) -> Result<PathBuf, String> {

@@ -10,7 +10,7 @@ use crate::disk::{Filled, assemble, layout};
 use crate::error::file;
 use crate::ext4::{self, Use};
 use crate::guest::{Parts, noise};
-use crate::{Chain, Device, Disk, Firmware, ImageError, Root, copy_sparse, fat, files, packed, tools};
+use crate::{Chain, Device, Disk, Firmware, ImageError, Root, fat, files, packed, tools};
 
 /// Names cargo's target folder.
 const TARGET: &str = "CARGO_TARGET_DIR";
@@ -179,17 +179,14 @@ impl Workshop {
             let (theirs, ours) = (device.chain.name(), self.chain.name());
             return Err(ImageError::Recipe(format!("a device with {theirs} in the workshop for {ours}")));
         }
-        let filled = self.partitions(device)?;
-        let mut inputs: Vec<String> = vec!["disk".into()];
-        for part in &filled {
-            let (digest, _) = files::digest(&part.from)?;
-            inputs.push(format!("{} {} {} {digest}", part.name, part.kind, part.size));
-        }
-        let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
-        let place = self.cache.get(&inputs, |place| assemble(&filled, &place.join("disk")))?;
         fs::create_dir_all(folder).map_err(file("create", folder))?;
-        let image = folder.join("disk.img");
-        copy_sparse(&place.join("disk"), &image)?;
+        // What differs from device to device is not kept: it would only fill the cache.
+        let data = folder.join("data.tmp");
+        ext4::make(&device.data_tree(), Use::Data, "data", device.data_size, &data)?;
+        let mut filled = self.partitions(device)?;
+        filled.push(Filled::linux("data", device.data_size, data.clone()));
+        assemble(&filled, &folder.join("disk.img"))?;
+        fs::remove_file(&data).map_err(file("remove", &data))?;
         let disk = self.at(device, folder)?;
         if let Firmware::Ovmf { vars, .. } = &disk.firmware {
             let fresh = Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd");
@@ -221,7 +218,7 @@ impl Workshop {
         Ok(Disk { chain: self.chain, image, firmware, machine, layout: partitions })
     }
 
-    /// Every partition with the file that fills it.
+    /// Every partition but that of the data, with the file that fills it.
     fn partitions(&self, device: &Device) -> Result<Vec<Filled>, ImageError> {
         let a = device.factory.parts(self.chain, &self.kernel)?;
         let b = device.other.as_ref().map(|root| root.parts(self.chain, &self.kernel)).transpose()?;
@@ -248,11 +245,6 @@ impl Workshop {
             let release = self.images(parts, version, device.slot_size)?;
             filled.push(Filled::linux(name, device.slot_size, release.rootfs().path.clone()));
         }
-        let data = device.data_tree();
-        let place = self.cache.get(&["data", &data.digest(), &device.data_size.to_string()], |place| {
-            ext4::make(&data, Use::Data, "data", device.data_size, &place.join("image"))
-        })?;
-        filled.push(Filled::linux("data", device.data_size, place.join("image")));
         Ok(filled)
     }
 }
