@@ -82,6 +82,8 @@ pub fn verdict(record: Option<&Record>, facts: &Facts) -> Verdict {
             SetState::Tried => {
                 back(Cause::NoVerdict, format!("set {} was tried and did not stay up", update.target))
             }
+            // Armed it was bootable. The target itself has given up, and could not save why: no fault of the image.
+            SetState::Bad => back(Cause::Device, "trial ended without a verdict"),
             _ => back(Cause::NotTried, format!("bootloader did not try set {}", update.target)),
         },
         State::Trial { .. } if on_target => Verdict::Trial,
@@ -218,10 +220,16 @@ mod tests {
 
     #[test]
     fn armed_old_set_new_boot_target_untried_was_not_tried() {
-        for state in [SetState::Untried, SetState::Good, SetState::Bad, SetState::Unknown] {
+        for state in [SetState::Untried, SetState::Good, SetState::Unknown] {
             let v = verdict(Some(&armed("boot-1")), &on_a(SetId::B, state));
             assert_eq!(v, back(Cause::NotTried, "bootloader did not try set B"));
         }
+    }
+
+    #[test]
+    fn armed_old_set_new_boot_target_bad_gave_itself_up_without_a_record_of_it() {
+        let v = verdict(Some(&armed("boot-1")), &on_a(SetId::A, SetState::Bad));
+        assert_eq!(v, back(Cause::Device, "trial ended without a verdict"));
     }
 
     #[test]
