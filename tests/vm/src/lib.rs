@@ -16,6 +16,7 @@
 //! Start reading at [`Vm`], then at [`Replay`].
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod chain;
 pub mod digests;
 pub mod disk;
 mod extents;

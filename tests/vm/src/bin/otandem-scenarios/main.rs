@@ -3,6 +3,9 @@
 //! One line for each: `ok`, `FAIL` or `skip`, the scenario, its seconds. Devices run side by side, as many as the machine
 //! has cores.
 
+mod gates;
+mod power;
+mod states;
 mod updates;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,11 +23,22 @@ struct Scenario {
     quick: &'static [Chain],
 }
 
-const SCENARIOS: &[Scenario] = &[Scenario {
-    name: "good-update",
-    run: updates::good_update,
-    quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
-}];
+const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "good-update",
+        run: updates::good_update,
+        quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
+    },
+    Scenario { name: "power-cut-writing", run: power::power_cut_while_writing, quick: &[Chain::UBoot] },
+    Scenario { name: "power-cut-armed", run: power::power_cut_when_armed, quick: &[] },
+    Scenario { name: "power-cut-trial", run: power::power_cut_in_the_trial, quick: &[] },
+    Scenario { name: "power-cut-confirmed", run: power::power_cut_when_confirmed, quick: &[] },
+    Scenario { name: "disk-error", run: power::disk_error_while_writing, quick: &[] },
+    Scenario { name: "network-lost", run: power::network_lost_while_downloading, quick: &[] },
+    Scenario { name: "cancelled-downloading", run: power::cancelled_while_downloading, quick: &[] },
+    Scenario { name: "cancelled-armed", run: power::cancelled_while_armed, quick: &[] },
+    Scenario { name: "cancelled-trial", run: power::cancelled_in_the_trial, quick: &[] },
+];
 
 const CHAINS: [Chain; 3] = [Chain::UBoot, Chain::Grub, Chain::SystemdBoot];
 const USAGE: &str = "usage: otandem-scenarios [--quick] [--chain u-boot|grub|systemd-boot]... [--only PART-OF-NAME]... \
