@@ -279,6 +279,12 @@ impl Stage {
         self.wait_settled();
     }
 
+    /// The partitions of the disk; the first one has number 1.
+    #[must_use]
+    pub fn partitions(&self) -> &[Partition] {
+        &self.disk.layout
+    }
+
     /// A partition of the disk.
     #[must_use]
     pub fn partition(&self, name: &str) -> &Partition {
