@@ -76,6 +76,18 @@ pub fn open(
     Ok(Opened { machine, first, performer })
 }
 
+/// Whether nobody else has the state now.
+///
+/// # Errors
+/// Somebody has.
+pub fn unlocked(settings: &Settings) -> Result<(), OpenError> {
+    match StateDir::open(&settings.state_dir).and_then(|dir| dir.lock()) {
+        Err(e @ StateError::Locked { .. }) => Err(OpenError::Locked(e.to_string())),
+        // What else is wrong with it is told by [`open`].
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
 type State = (Option<RecordStore>, Option<Record>, Option<String>);
 
 fn state(settings: &Settings) -> Result<State, OpenError> {

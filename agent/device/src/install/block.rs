@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 
 use nix::libc;
 
-use super::buffer::Buffer;
 use super::slot::{self, HEAD, Slot};
 
 /// The kernel's interface to block devices that no crate of ours wraps.
@@ -48,17 +47,6 @@ impl BlockSlot {
     fn zero_by_kernel(&self, at: u64, len: u64) -> io::Result<()> {
         // SAFETY: the descriptor is open, and the kernel reads two u64.
         unsafe { ioctl::zero_out(self.file.as_raw_fd(), &[at, len]) }?;
-        Ok(())
-    }
-
-    fn zero_by_hand(&mut self, at: u64, len: u64) -> io::Result<()> {
-        let zeros = Buffer::new();
-        let mut done = 0;
-        while done < len {
-            let n = usize::try_from(len - done).map_or(HEAD, |n| n.min(HEAD));
-            slot::write_all(self, &zeros.bytes()[..n], at + done)?;
-            done += n as u64;
-        }
         Ok(())
     }
 }
@@ -108,7 +96,7 @@ impl Slot for BlockSlot {
                 }
             }
             if !self.zeroes {
-                self.zero_by_hand(at, n)?;
+                slot::write_zeros(self, at, n)?;
             }
             (at, left) = (at + n, left - n);
         }

@@ -3,7 +3,7 @@
 //! Three threads in bounded hand-over: one receives, one decodes and digests, one writes. Whatever happens in
 //! between, a slot is at every instant either unmountable (its first MiB zero) or complete: the *head* of every
 //! image waits in the state directory until every image of the set is written, verified and durable. `docs/` has the
-//! rules; each is kept in one file here: `mounts` (what must not be written), `slot`, `block` and `file`
+//! rules; each is kept in one file here: `mounts` (what must not be written), `slot`, `block`, `file` and `in_place`
 //! (how a slot is written), `prepare` (everything that can be refused before the first byte), `pipeline` (one
 //! image), `heads` (what waits, and what an interrupted update goes on with).
 //!
@@ -18,6 +18,7 @@ mod digest;
 mod error;
 mod file;
 mod heads;
+mod in_place;
 mod machine;
 mod mounts;
 mod pipeline;
@@ -30,7 +31,7 @@ mod unpack;
 mod verify;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -158,6 +159,9 @@ pub struct Plan<'a> {
     pub images: &'a [Image],
     /// All slots of the target set: name to path. One that no image names is not touched.
     pub targets: &'a BTreeMap<String, PathBuf>,
+    /// Names of slots that are preallocated files, overwritten where they lie; another file is replaced by a rename. A
+    /// device is what it is.
+    pub in_place: &'a BTreeSet<String>,
     /// The slot that the bootloader reads first; its head is written last.
     pub boots_first: Option<&'a str>,
     /// Where heads wait. Needs 1 MiB for each image, on no slot of either set.

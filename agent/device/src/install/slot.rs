@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use super::buffer::Buffer;
+use super::buffer::{self, Buffer};
 
 /// The first bytes of a slot, without which nothing in it can be mounted or loaded.
 pub const HEAD: usize = super::buffer::BUFFER;
@@ -103,7 +103,34 @@ pub(crate) fn spoil_in_place(slot: &mut dyn Slot) -> io::Result<()> {
     write_all(slot, &zeros.bytes()[..mark], 0)?;
     slot.sync()?;
     write_all(slot, &zeros.bytes()[mark..len], mark as u64)?;
-    slot.seal(len as u64)
+    slot.sync()
+}
+
+/// Writes zeros, where nothing does it cheaper.
+pub(crate) fn write_zeros(slot: &mut dyn Slot, at: u64, len: u64) -> io::Result<()> {
+    let zeros = Buffer::new();
+    let mut done = 0;
+    while done < len {
+        let n = usize::try_from(len - done).map_or(HEAD, |n| n.min(HEAD));
+        write_all(slot, &zeros.bytes()[..n], at + done)?;
+        done += n as u64;
+    }
+    Ok(())
+}
+
+/// Zeroes what lies behind an image of `size` bytes, where it is not zero already: flash is not worn for nothing.
+pub(crate) fn zero_tail(slot: &mut dyn Slot, size: u64) -> io::Result<()> {
+    let mut buffer = Buffer::new();
+    let mut at = size.next_multiple_of(slot.align() as u64);
+    while at < slot.capacity() {
+        let n = usize::try_from(slot.capacity() - at).map_or(HEAD, |n| n.min(HEAD));
+        read_all(slot, &mut buffer.bytes_mut()[..n], n, at)?;
+        if !buffer::is_zero(&buffer.bytes()[..n]) {
+            slot.zero(at, n as u64)?;
+        }
+        at += n as u64;
+    }
+    Ok(())
 }
 
 /// [`Slot::publish`] for slots that are written in place. Reads the head back.
@@ -115,7 +142,7 @@ pub(crate) fn publish_in_place(slot: &mut dyn Slot, head: &[u8]) -> io::Result<(
     write_all(slot, &buffer.bytes()[mark..len], mark as u64)?;
     slot.sync()?;
     write_all(slot, &buffer.bytes()[..mark], 0)?;
-    slot.seal(len as u64)?;
+    slot.sync()?;
     read_all(slot, &mut buffer.bytes_mut()[..len], len, 0)?;
     if &buffer.bytes()[..head.len()] == head {
         Ok(())

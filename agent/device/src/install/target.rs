@@ -10,6 +10,7 @@ use nix::libc;
 use super::block::BlockSlot;
 use super::error::{Fault, InstallError};
 use super::file::{self, FileSlot};
+use super::in_place::InPlaceSlot;
 use super::mounts::InUse;
 use super::slot::Slot;
 use super::{OtherDisk, Plan};
@@ -66,7 +67,7 @@ pub(crate) fn open_all(plan: &Plan<'_>, in_use: &InUse) -> Result<Vec<Box<dyn Sl
             if let Some((running, _)) = forbidden.iter().find(|(_, p)| p.same(place, in_use)) {
                 return Err(not_safe(path, format!("it belongs to the running set ({})", running.display())));
             }
-            open_one(path, place, plan.other_disk, in_use)
+            open_one(path, place, plan.in_place.contains(*slot), plan.other_disk, in_use)
         })();
         open.push(opened.map_err(|fault| InstallError::at(slot, fault))?);
     }
@@ -76,6 +77,7 @@ pub(crate) fn open_all(plan: &Plan<'_>, in_use: &InUse) -> Result<Vec<Box<dyn Sl
 fn open_one(
     path: &Path,
     place: &Place,
+    in_place: bool,
     other_disk: OtherDisk,
     in_use: &InUse,
 ) -> Result<Box<dyn Slot>, Fault> {
@@ -106,7 +108,11 @@ fn open_one(
             if let Some(why) = in_use.file_refusal(real) {
                 return Err(not_safe(path, why));
             }
-            Ok(Box::new(FileSlot::open(real).map_err(failed)?))
+            Ok(if in_place {
+                Box::new(InPlaceSlot::open(real).map_err(failed)?)
+            } else {
+                Box::new(FileSlot::open(real).map_err(failed)?)
+            })
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A source in memory that counts and fails, an observer that remembers, and images packed in every way.
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,6 +16,8 @@ use otandem_device::install::{
 use sha2::Digest as _;
 
 pub const MIB: usize = 1 << 20;
+
+static NONE: BTreeSet<String> = BTreeSet::new();
 
 /// Deterministic bytes: data that does not pack, text that does, and holes.
 pub fn image_bytes(len: usize, seed: u64) -> Vec<u8> {
@@ -230,7 +232,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(slots: &[&str]) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::new_in(&std::env::temp_dir(), slots)
+    }
+
+    pub fn new_in(parent: &Path, slots: &[&str]) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
         std::fs::create_dir(dir.path().join("state")).unwrap();
         let targets = slots.iter().map(|s| ((*s).to_owned(), dir.path().join(format!("{s}.img")))).collect();
         Self { dir, targets }
@@ -254,6 +260,7 @@ impl Bench {
         Plan {
             images,
             targets: &self.targets,
+            in_place: &NONE,
             boots_first: None,
             state_dir: state,
             resume: None,

@@ -32,6 +32,8 @@ pub(crate) struct State {
     pub(crate) fail: Option<(usize, i32)>,
     /// Writes take at most this much.
     pub(crate) short: Option<usize>,
+    /// Zeroes what lies behind an image, as a file that is written in place does.
+    pub(crate) tail: bool,
     /// Panics at the next write.
     pub(crate) panic: bool,
     pub(crate) operations: usize,
@@ -189,7 +191,10 @@ impl Slot for Disk {
         })
     }
 
-    fn seal(&mut self, _size: u64) -> io::Result<()> {
+    fn seal(&mut self, size: u64) -> io::Result<()> {
+        if self.with(|s| s.tail) {
+            slot::zero_tail(self, size)?;
+        }
         self.sync()
     }
 

@@ -35,7 +35,9 @@ impl Machine {
             vec![image("boot", "a", Some(Compression::None), &raws[0]), image("rootfs", "b", None, &raws[1])];
         let old = image_bytes(4 * MIB, 11);
         let sources = vec![("a", raws[0].clone()), ("b", zstd(&raws[1], 200_000))];
-        let disks = images.iter().map(|i| Disk::new(&i.slot, old.clone())).collect();
+        let disks: Vec<Disk> = images.iter().map(|i| Disk::new(&i.slot, old.clone())).collect();
+        // A kernel on FAT beside a partition.
+        disks[0].with(|s| s.tail = true);
         Self { bench: Bench::new(&["boot", "rootfs"]), images, raws, disks, old, sources }
     }
 
@@ -80,7 +82,11 @@ impl Machine {
 
     fn assert_installed(&self) {
         for (disk, raw) in self.disks.iter().zip(&self.raws) {
-            disk.with(|s| assert!(s.durable[..raw.len()] == raw[..], "{} is not its image", s.name));
+            disk.with(|s| {
+                assert!(s.durable[..raw.len()] == raw[..], "{} is not its image", s.name);
+                let behind = &s.durable[raw.len()..];
+                assert!(!s.tail || behind.iter().all(|b| *b == 0), "{}: an older image shows behind", s.name);
+            });
         }
         assert_eq!(self.bench.names_in_state(), [""; 0], "nothing waits any more");
     }
@@ -326,14 +332,15 @@ proptest! {
 
 #[test]
 fn every_single_operation_may_be_the_last() {
-    let count = {
+    let whole = Machine::new();
+    whole.install(&mut whole.fetch(), &mut Log::default()).unwrap();
+    let counts = whole.disks.iter().enumerate().map(|(disk, d)| (disk, d.with(|s| s.operations)));
+    let places = counts.flat_map(|(disk, count)| (0..count).map(move |at| (disk, at)));
+    for (disk, at, luck) in
+        places.flat_map(|(disk, at)| [(disk, at, Luck::OnlyTheMark), (disk, at, Luck::AllButTheMark)])
+    {
         let machine = Machine::new();
-        machine.install(&mut machine.fetch(), &mut Log::default()).unwrap();
-        machine.disks[1].with(|s| s.operations)
-    };
-    for (at, luck) in (0..count).flat_map(|at| [(at, Luck::OnlyTheMark), (at, Luck::AllButTheMark)]) {
-        let machine = Machine::new();
-        machine.disks[1].with(|s| s.alive = Some(at));
+        machine.disks[disk].with(|s| s.alive = Some(at));
         let mut log = Log::default();
         machine.install(&mut machine.fetch(), &mut log).unwrap_err();
         for disk in &machine.disks {
