@@ -32,7 +32,9 @@ impl Environment {
 
     const fn u_boot(self) -> &'static str {
         match self {
-            Self::Lost => "dd if=/dev/zero of=/dev/disk/by-partlabel/uboot-env bs=64k count=1 conv=notrunc,fsync",
+            Self::Lost => {
+                "dd if=/dev/zero of=/dev/disk/by-partlabel/uboot-env bs=64k count=1 conv=notrunc,fsync"
+            }
             Self::Torn => {
                 "for at in 1 65; do dd if=/dev/urandom of=/dev/disk/by-partlabel/uboot-env bs=512 seek=$at count=1 \
                  conv=notrunc,fsync; done"

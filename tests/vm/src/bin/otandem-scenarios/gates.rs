@@ -111,7 +111,10 @@ pub fn job_stalled(stage: &mut Stage, job: &str, offer: &Offer, percent: u64) ->
     stage.lab.fault(Rule::once(HttpFault::StallAt(Position::Object(at))).path(&offer.path));
     stage.job(job, &offer.document);
     stage.wait_sent(&offer.path, at);
-    stage.vm.ok("until grep -q '\"raw-offset\":[1-9]' /data/otandem/record.*; do sleep 0.2; done", WAY).unwrap();
+    stage
+        .vm
+        .ok("until grep -q '\"raw-offset\":[1-9]' /data/otandem/record.*; do sleep 0.2; done", WAY)
+        .unwrap();
     at
 }
 

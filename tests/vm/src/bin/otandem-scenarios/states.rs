@@ -32,8 +32,8 @@ fn in_order(stage: &mut Stage, set: &str) {
     stage.wait_settled();
     stage.wait_sh("otandem status --check >/dev/null 2>&1");
     let status = stage.status();
-    for said in
-        [&status["booted"], &status["confirmed"], &status["bootloader"]["primary"]].map(serde_json::Value::as_str)
+    for said in [&status["booted"], &status["confirmed"], &status["bootloader"]["primary"]]
+        .map(serde_json::Value::as_str)
     {
         assert_eq!(said, Some(set), "{status}");
     }
