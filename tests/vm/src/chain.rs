@@ -127,3 +127,24 @@ pub const fn unseal(chain: Chain) -> &'static str {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn every_command_is_one_that_a_shell_understands() {
+        use Environment::{Exhausted, Foreign, Lost, Torn};
+        for chain in Chain::ALL {
+            let mut commands = vec![seal(chain).to_owned(), unseal(chain).to_owned()];
+            commands.extend(lie(chain).map(str::to_owned));
+            commands.extend([Lost, Torn, Foreign, Exhausted].map(|how| how.command(chain)));
+            for command in commands {
+                let read = Command::new("sh").args(["-n", "-c", &command]).output().unwrap();
+                assert!(read.status.success(), "{command}: {read:?}");
+            }
+        }
+    }
+}
