@@ -30,6 +30,17 @@ impl Environment {
         format!("{{ {command}; }} 2>/dev/null && sync")
     }
 
+    /// What the loader says at the next boot when it has met that state; `None` where it says nothing.
+    #[must_use]
+    pub const fn sign(self, chain: Chain) -> Option<&'static str> {
+        match (chain, self) {
+            (Chain::UBoot, Self::Lost | Self::Torn) => Some("otandem: environment none"),
+            (Chain::UBoot, Self::Foreign) => Some("order [system0 system1]"),
+            (Chain::UBoot | Chain::Grub, Self::Exhausted) => Some("otandem: nothing left to boot"),
+            _ => None,
+        }
+    }
+
     const fn u_boot(self) -> &'static str {
         match self {
             Self::Lost => {

@@ -12,19 +12,28 @@ use otandem_vm::{Clock, PowerOn};
 
 use crate::gates::{self, Moment};
 
-/// The device is held at this moment, its boot environment is lost, and then its power.
-fn environment_and_power_lost(chain: Chain, moment: Moment) -> Stage {
+/// The device is held at this moment, its boot environment is lost, and then its power; with the digest of set A from
+/// before.
+fn environment_and_power_lost(chain: Chain, moment: Moment) -> (Stage, String) {
     let (mut stage, _) = gates::held(gates::setup(chain), moment);
+    let before = stage.digest("root-a");
     lose(&mut stage, Environment::Lost);
-    stage
+    (stage, before)
 }
 
-/// Brings the boot environment into that state, and cuts the power.
+/// Brings the boot environment into that state and cuts the power; the next boot, which the loader makes of it by itself,
+/// is of A.
 fn lose(stage: &mut Stage, how: Environment) {
-    let command = how.command(stage.chain);
-    stage.sh(&command);
+    stage.sh(&how.command(stage.chain));
     stage.vm.power_cut();
     stage.lab.clear_faults();
+    let met = |stage: &Stage| {
+        let said = stage.vm.transcript();
+        how.sign(stage.chain).map(|sign| said.matches(sign).count())
+    };
+    let before = met(stage);
+    stage.boot("A", "1.0");
+    assert!(before.is_none() || met(stage) > before, "the loader has not met {how:?}");
 }
 
 /// The running set is the confirmed one, settled and first in the loader's order, and nothing wants attention.
@@ -45,12 +54,10 @@ fn in_order(stage: &mut Stage, set: &str) {
 pub fn environment_lost_when_idle(chain: Chain) {
     let mut stage = Stage::up(chain);
     lose(&mut stage, Environment::Lost);
-    stage.boot("A", "1.0");
     in_order(&mut stage, "A");
     let offer = stage.good("2.0");
     stage.update("update", &offer, "B");
     lose(&mut stage, Environment::Lost);
-    stage.boot("A", "1.0");
     stage.expect_up("B", "2.0");
     in_order(&mut stage, "B");
     stage.vm.reset().unwrap();
@@ -62,8 +69,7 @@ pub fn environment_lost_when_idle(chain: Chain) {
 
 /// While the slot is written: the half set is not booted, the download goes on.
 pub fn environment_lost_while_writing(chain: Chain) {
-    let mut stage = environment_and_power_lost(chain, Moment::Writing);
-    stage.boot("A", "1.0");
+    let (mut stage, _) = environment_and_power_lost(chain, Moment::Writing);
     stage.expect_up("B", "2.0");
     stage.expect_end("update", Status::Succeeded, "");
     in_order(&mut stage, "B");
@@ -72,18 +78,14 @@ pub fn environment_lost_while_writing(chain: Chain) {
 
 /// When armed: the loader does not know of it, and the job says so.
 pub fn environment_lost_when_armed(chain: Chain) {
-    let mut stage = environment_and_power_lost(chain, Moment::Armed);
-    let before = stage.digest("root-a");
-    stage.boot("A", "1.0");
+    let (mut stage, before) = environment_and_power_lost(chain, Moment::Armed);
     gates::back_on_a(&mut stage, "bootloader did not try set B", &before);
     gates::next_update_succeeds(stage, "B");
 }
 
 /// In the trial: the loader goes back to A, and the job says that it got no verdict.
 pub fn environment_lost_in_the_trial(chain: Chain) {
-    let mut stage = environment_and_power_lost(chain, Moment::Trial);
-    let before = stage.digest("root-a");
-    stage.boot("A", "1.0");
+    let (mut stage, before) = environment_and_power_lost(chain, Moment::Trial);
     gates::back_on_a(&mut stage, "trial ended without a verdict", &before);
     // Nobody found fault with the image: it is not banned.
     let offer = stage.good("2.0");
@@ -94,8 +96,7 @@ pub fn environment_lost_in_the_trial(chain: Chain) {
 
 /// As soon as B is confirmed: one reboot from A brings it back, and the job has succeeded.
 pub fn environment_lost_when_confirmed(chain: Chain) {
-    let mut stage = environment_and_power_lost(chain, Moment::Confirmed);
-    stage.boot("A", "1.0");
+    let (mut stage, _) = environment_and_power_lost(chain, Moment::Confirmed);
     stage.expect_up("B", "2.0");
     stage.expect_end("update", Status::Succeeded, "");
     in_order(&mut stage, "B");
@@ -107,7 +108,6 @@ pub fn environment_makes_no_sense(chain: Chain) {
     let mut stage = Stage::up(chain);
     for how in [Environment::Torn, Environment::Foreign] {
         lose(&mut stage, how);
-        stage.boot("A", "1.0");
         in_order(&mut stage, "A");
     }
     gates::next_update_succeeds(stage, "B");
@@ -117,7 +117,6 @@ pub fn environment_makes_no_sense(chain: Chain) {
 pub fn tries_used_up(chain: Chain) {
     let mut stage = Stage::up(chain);
     lose(&mut stage, Environment::Exhausted);
-    stage.boot("A", "1.0");
     in_order(&mut stage, "A");
     gates::next_update_succeeds(stage, "B");
 }
@@ -164,7 +163,6 @@ pub fn state_and_environment_lost_when_armed(chain: Chain) {
     let before = stage.digest("root-a");
     stage.sh(FORGET);
     lose(&mut stage, Environment::Lost);
-    stage.boot("A", "1.0");
     gates::back_on_a(&mut stage, "state lost; set B is not running", &before);
     gates::next_update_succeeds(stage, "B");
 }
