@@ -144,7 +144,7 @@ pub fn environment_lost_in_the_running_system(chain: Chain) {
 }
 
 /// The record, the heads and all else that the agent keeps; what belongs to the device stays.
-const FORGET: &str = "find /data/otandem -type f ! -name device.toml -delete && sync";
+const FORGET: &str = "find /data/otandem -type f ! -name device.toml -exec rm {} + && sync";
 
 /// The record is lost between arming and the trial: what the cloud was told settles it.
 pub fn state_lost_when_armed(chain: Chain) {
