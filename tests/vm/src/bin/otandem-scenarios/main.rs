@@ -67,7 +67,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { name: "data-read-only", run: states::data_read_only, quick: &[] },
     Scenario { name: "slot-missing", run: states::slot_missing, quick: &[] },
     Scenario { name: "clock-1970", run: states::clock_in_1970, quick: &[] },
-    Scenario { name: "clock-2070", run: states::clock_beyond_the_certificates, quick: &[] },
+    Scenario { name: "clock-2060", run: states::clock_beyond_the_certificates, quick: &[] },
 ];
 
 const CHAINS: [Chain; 3] = [Chain::UBoot, Chain::Grub, Chain::SystemdBoot];

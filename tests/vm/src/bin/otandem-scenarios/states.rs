@@ -184,15 +184,17 @@ pub fn clock_in_1970(chain: Chain) {
 /// A clock that is past every certificate: the status says what is wrong, and all is well once somebody sets it.
 pub fn clock_beyond_the_certificates(chain: Chain) {
     let mut stage = Stage::off(chain);
-    let clock = Clock::At("2070-01-01T00:00:00".into());
+    let clock = Clock::At("2060-01-01T00:00:00".into());
     stage.vm.power_on(&PowerOn { clock, ..PowerOn::default() }).unwrap();
     stage.expect_up("A", "1.0");
     stage.wait_settled();
+    assert_eq!(stage.sh("date -u +%Y"), "2060");
     let offer = stage.good("2.0");
     stage.job("update", &offer.document);
     stage.wait_sh("otandem status --json | grep -q 'no cloud session: .*clock'");
     stage.sh("date -u -s 2030-01-01T00:00:00");
     stage.expect_up("B", "2.0");
+    // No clock keeps what it was set to here: the trial waits for it to be set again.
     stage.sh("date -u -s 2030-01-01T00:00:00");
     stage.expect_end("update", Status::Succeeded, "");
     stage.finish();
