@@ -278,7 +278,6 @@ fn unsafe_file_targets_are_refused_before_anything_is_touched() {
         (dir.join("link.img"), "link"),
         (dir.join("folder"), "neither"),
         (PathBuf::from("/dev/null"), "neither"),
-        (PathBuf::from("/dev/disk-that-is-not-there"), "no such block device"),
         (PathBuf::from("relative.img"), "absolute"),
     ] {
         bench.targets.insert("rootfs".to_owned(), target.clone());
@@ -295,6 +294,21 @@ fn unsafe_file_targets_are_refused_before_anything_is_touched() {
     let mut fetch = MemFetch::new([("x", raw.clone())]);
     let fault = fault(install(&bench.plan(&images, &state), &mut fetch, &mut Log::default(), &GO));
     assert!(fault.to_string().contains("also slot boot"), "{fault}");
+}
+
+#[test]
+fn a_partition_that_is_not_there_is_the_fault_of_the_device_and_not_of_the_image() {
+    let raw = image_bytes(MIB, 9);
+    let mut bench = Bench::new(&["rootfs"]);
+    let state = bench.state();
+    let images = [image("rootfs", "x", None, &raw)];
+    bench.targets.insert("rootfs".to_owned(), PathBuf::from("/dev/disk-that-is-not-there"));
+    let mut log = Log::default();
+    let mut fetch = MemFetch::new([("x", raw)]);
+    let fault = fault(install(&bench.plan(&images, &state), &mut fetch, &mut log, &GO));
+    assert!(fault.to_string().contains("/dev/disk-that-is-not-there"), "{fault}");
+    assert!(fault.to_string().contains("no such block device"), "{fault}");
+    assert_eq!((fault.class(), log.ready), (Class::Failed, 0));
 }
 
 #[test]

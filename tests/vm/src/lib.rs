@@ -17,6 +17,7 @@
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod boot_files;
+pub mod chain;
 pub mod digests;
 pub mod disk;
 mod extents;

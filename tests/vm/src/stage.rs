@@ -14,10 +14,11 @@ use otandem_images::{Chain, Console, Defect, Device, Disk, Partition, Release, R
 use otandem_lab::{Access, ClockMode, Lab, LabConfig, Scheme, Status};
 use otandem_system_tests::{CloudSide, binary};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::boot_files::{self, BootFiles};
 use crate::vm::limits::stretch;
-use crate::{Definition, PowerOn, Up, Vm, Workplace};
+use crate::{Definition, DiskFile, PowerOn, Sectors as _, Up, Vm, Workplace};
 
 /// From power or reset to the shell: the slowest chain needs 15 s on an idle machine.
 pub const BOOT: Duration = Duration::from_secs(90);
@@ -66,6 +67,13 @@ impl Setup {
     #[must_use]
     pub fn factory(mut self, root: Root) -> Self {
         self.device.factory = root;
+        self
+    }
+
+    /// The same with a file on the data partition.
+    #[must_use]
+    pub fn data(mut self, path: &str, text: &str) -> Self {
+        self.device.data.insert(path.into(), text.into());
         self
     }
 
@@ -165,10 +173,15 @@ impl Stage {
 
     /// Presses the power button and waits for the factory image: up, in set A, settled.
     pub fn power_on(&mut self) {
-        self.vm.power_on(&PowerOn::default()).unwrap();
         let version = self.factory.version.clone();
-        self.expect_up("A", &version);
+        self.boot("A", &version);
         self.wait_settled();
+    }
+
+    /// Presses the power button and waits for this set and version.
+    pub fn boot(&mut self, set: &str, version: &str) {
+        self.vm.power_on(&PowerOn::default()).unwrap();
+        self.expect_up(set, version);
     }
 
     /// Waits for the next boot, which must be of this set and version.
@@ -205,13 +218,37 @@ impl Stage {
 
     /// A command in the guest that has to succeed, and what it said.
     pub fn sh(&mut self, command: &str) -> String {
-        self.vm.ok(command, COMMAND).unwrap()
+        let said = self.vm.ok(command, COMMAND).unwrap();
+        // The agent's log is on the same line.
+        let own: Vec<&str> = said.lines().filter(|line| !line.starts_with("agent: ")).collect();
+        own.join("\n")
+    }
+
+    /// Waits until this command succeeds in the guest.
+    pub fn wait_sh(&mut self, condition: &str) {
+        let wait = format!("until {condition}; do sleep 0.2; done");
+        self.vm.ok(&wait, BOOT).unwrap();
     }
 
     /// `otandem status --json`
     pub fn status(&mut self) -> Value {
         let text = self.sh("otandem status --json 2>/dev/null");
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("status is no JSON ({e}): {text}"))
+    }
+
+    /// SHA-256 of what a partition holds now, in hex.
+    #[must_use]
+    pub fn digest(&self, name: &str) -> String {
+        let Partition { start, size, .. } = *self.partition(name);
+        let disk = DiskFile::open(self.vm.disk()).unwrap();
+        let mut digest = Sha256::new();
+        let mut chunk = vec![0; 1 << 20];
+        for at in (start..start + size).step_by(chunk.len()) {
+            let len = usize::try_from(start + size - at).unwrap_or(chunk.len()).min(chunk.len());
+            disk.read(at, &mut chunk[..len]).unwrap();
+            digest.update(&chunk[..len]);
+        }
+        digest.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
     }
 
     /// Builds a release for this device.
@@ -261,6 +298,12 @@ impl Stage {
         self.expect_up(set, &version);
         self.expect_end(job, Status::Succeeded, "");
         self.wait_settled();
+    }
+
+    /// The partitions of the disk; the first one has number 1.
+    #[must_use]
+    pub fn partitions(&self) -> &[Partition] {
+        &self.disk.layout
     }
 
     /// A partition of the disk.

@@ -248,7 +248,8 @@ impl Machine {
             _ => false,
         };
         let no_answer = matches!(self.run.health, None | Some(Health::Passed));
-        looking && no_answer && self.run.untouchable.is_none() && self.run.boot_failed.is_none()
+        let broken = self.run.boot_failed.is_some() || self.run.unsaved.is_some();
+        looking && no_answer && self.run.untouchable.is_none() && !broken
     }
 
     /// A set is armed, and the reboot is somebody else's to do: the cloud has the seal, or it had the time to take it.

@@ -348,6 +348,9 @@ fn adopted_set_does_not_go_back_because_the_disk_fails() {
     assert_eq!(world.phase(), "trial");
     world.wait();
     assert_eq!((world.phase(), world.booted), ("trial", Some(SetId::A)));
+    // Who asks for an update is told why not, and does not wait for a disk that may never come.
+    assert!(!world.agent().settling());
+    assert!(world.agent().not_ready().is_some_and(|why| why.contains("cannot be saved")));
     world.disk_broken = false;
     world.wait();
     assert!(world.agent().ready());

@@ -126,6 +126,27 @@ impl Performer {
         self.refusal.as_deref()
     }
 
+    /// Slots that no image can be written to, since they are not there: partitions, and files that are overwritten in
+    /// place. Other files are made by the update that fills them.
+    pub(super) fn missing_slots(&self) -> Vec<String> {
+        let Ok(updates) = self.updates() else { return vec![] };
+        let mut missing = vec![];
+        for set in SetId::BOTH {
+            let layout = updates.set(set);
+            for (slot, path) in &layout.slots {
+                let must_be_there = path.starts_with("/dev") || layout.in_place.contains(slot);
+                if must_be_there && !path.exists() {
+                    missing.push(format!(
+                        "slot {slot} of set {set} is missing: there is no {}; check the disk, its partition table \
+                         and what is mounted",
+                        path.display()
+                    ));
+                }
+            }
+        }
+        missing
+    }
+
     /// End of the device certificate's validity, in seconds since 1970, or what is wrong with it; `None` without a
     /// cloud.
     pub(super) fn certificate(&self) -> Option<Result<u64, String>> {

@@ -93,6 +93,7 @@ impl Agent {
         if machine.unsaved() {
             attention.push("the record cannot be saved: check the state directory".into());
         }
+        attention.extend(self.performer.missing_slots());
         attention.extend(self.performer.refusal().map(|why| format!("updates are refused: {why}")));
         if let Some(update) = record.state.update().filter(|_| machine.phase() == "trial") {
             let lacks = machine.waits_for().unwrap_or_default();

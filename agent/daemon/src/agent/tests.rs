@@ -72,7 +72,10 @@ fn settings(dir: &std::path::Path) -> Settings {
 
 /// An agent whose bootloader failed at the start and fails `failures` times more.
 fn agent(dir: &std::path::Path, failures: u32) -> Agent {
-    let settings = settings(dir);
+    agent_with(settings(dir), failures)
+}
+
+fn agent_with(settings: Settings, failures: u32) -> Agent {
     let state = StateDir::open(&settings.state_dir).unwrap();
     let lock = state.lock().unwrap();
     let (store, _) = RecordStore::open(&state, &lock).unwrap();
@@ -157,4 +160,16 @@ fn a_running_set_that_the_bootloader_keeps_is_told_from_a_bootloader_that_fails(
     assert!(matches!(&refused, NotDone::NoFallback(why) if why.contains("not bootable")), "{refused:?}");
     let failed = agent.perform(&Action::MarkBad(SetId::B)).unwrap_err();
     assert!(matches!(failed, NotDone::Failed(_)), "{failed:?}");
+}
+
+#[test]
+fn a_partition_that_is_not_there_wants_attention_and_a_file_that_an_update_makes_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut settings = settings(dir.path());
+    let updates = settings.updates.as_mut().unwrap();
+    updates.b.slots.insert("rootfs".into(), "/dev/disk-that-is-not-there".into());
+    let attention = agent_with(settings, 0).status()["attention"].to_string();
+    assert!(attention.contains("slot rootfs of set B is missing"), "{attention}");
+    assert!(attention.contains("/dev/disk-that-is-not-there"), "{attention}");
+    assert!(!attention.contains("of set A is missing"), "{attention}");
 }

@@ -150,7 +150,7 @@ fn file_place(path: &Path, inode: Option<(u64, u64)>) -> io::Result<Place> {
     let path = real(path)?;
     // A partition that is not there must not turn into a file in memory of the same name.
     if path.starts_with("/dev") && !path.starts_with("/dev/shm") {
-        return Err(io::Error::other("no such block device"));
+        return Err(io::Error::new(io::ErrorKind::NotFound, "no such block device"));
     }
     Ok(Place::File { path, inode })
 }

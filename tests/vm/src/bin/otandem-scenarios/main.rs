@@ -3,7 +3,10 @@
 //! One line for each: `ok`, `FAIL` or `skip`, the scenario, its seconds. Devices run side by side, as many as the machine
 //! has cores.
 
+mod gates;
+mod power;
 mod replay;
+mod states;
 mod trials;
 mod updates;
 
@@ -59,6 +62,33 @@ const SCENARIOS: &[Scenario] = &[
     anywhere("bad-configuration", trials::bad_configuration),
     anywhere("hangs-early", trials::hangs_early),
     anywhere("hangs-late", trials::hangs_late),
+    Scenario { name: "power-cut-writing", run: power::power_cut_while_writing, quick: &[Chain::UBoot] },
+    anywhere("power-cut-armed", power::power_cut_when_armed),
+    anywhere("power-cut-trial", power::power_cut_in_the_trial),
+    anywhere("power-cut-confirmed", power::power_cut_when_confirmed),
+    anywhere("disk-error", power::disk_error_while_writing),
+    anywhere("network-lost", power::network_lost_while_downloading),
+    anywhere("cancelled-downloading", power::cancelled_while_downloading),
+    anywhere("cancelled-armed", power::cancelled_while_armed),
+    anywhere("cancelled-trial", power::cancelled_in_the_trial),
+    anywhere("environment-lost-idle", states::environment_lost_when_idle),
+    anywhere("environment-lost-writing", states::environment_lost_while_writing),
+    anywhere("environment-lost-armed", states::environment_lost_when_armed),
+    anywhere("environment-lost-trial", states::environment_lost_in_the_trial),
+    anywhere("environment-lost-confirmed", states::environment_lost_when_confirmed),
+    anywhere("environment-lost-running", states::environment_lost_in_the_running_system),
+    anywhere("environment-makes-no-sense", states::environment_makes_no_sense),
+    anywhere("tries-used-up", states::tries_used_up),
+    anywhere("environment-refuses-update", states::environment_refuses_the_update),
+    anywhere("environment-refuses-confirmation", states::environment_refuses_the_confirmation),
+    anywhere("efivars-read-only", states::efivars_read_only),
+    anywhere("state-lost", states::state_lost_when_armed),
+    anywhere("state-and-environment-lost", states::state_and_environment_lost_when_armed),
+    anywhere("data-lost", states::data_lost),
+    anywhere("data-read-only", states::data_read_only),
+    anywhere("slot-missing", states::slot_missing),
+    anywhere("clock-1970", states::clock_in_1970),
+    anywhere("clock-2060", states::clock_beyond_the_certificates),
     Scenario {
         name: "power-cut-replay",
         run: |chain| replay::power_cuts(chain, QUICK.load(Ordering::Relaxed)),
