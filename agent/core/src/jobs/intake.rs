@@ -104,14 +104,15 @@ pub fn intake(execution: &Execution, machine: &Machine, rules: &JobRules) -> Int
         let outcome = Outcome::failed(format!("this device takes no update: {why}"));
         return Intake::Event(Box::new(Event::JobEnded(key.clone(), outcome)));
     }
+    // Before all else: what became of it is known by the boot, and waits until it can be saved.
+    let seal = execution.details.get(seal::DETAIL).and_then(|s| s.parse::<Seal>().ok()).filter(Seal::armed);
+    if let Some(seal) = seal {
+        return sealed(execution, seal, machine, rules);
+    }
     let held = machine.record().state.update().is_some_and(|u| u.origin != Origin::Adopted);
     if machine.unsaved() && !held {
         let outcome = Outcome::failed("the record cannot be saved: check the state directory");
         return Intake::Event(Box::new(Event::JobEnded(key.clone(), outcome)));
-    }
-    let seal = execution.details.get(seal::DETAIL).and_then(|s| s.parse::<Seal>().ok()).filter(Seal::armed);
-    if let Some(seal) = seal {
-        return sealed(execution, seal, machine, rules);
     }
     if !machine.ready() {
         return Intake::Later;
