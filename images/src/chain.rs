@@ -172,6 +172,12 @@ impl Chain {
         }
     }
 
+    /// What `[update]` of the device's configuration has for this chain alone.
+    pub(crate) const fn update(self) -> &'static str {
+        // An image for the root file system alone, as a person installs it by hand, takes the rest from the running set.
+        if self.kernel_in_root() { "" } else { "if-missing = { kernel = \"copy\", initrd = \"copy\" }\n" }
+    }
+
     /// Names and sizes of the partitions before the slots.
     pub(crate) fn boot_sizes(self) -> Vec<(&'static str, u64)> {
         match self {
@@ -197,14 +203,13 @@ impl Chain {
     fn systemd_boot(self, kernels: &[Kernels<'_>; 2]) -> Result<Vec<BootPart>, ImageError> {
         let mut esp = Tree::default();
         esp.copy("EFI/BOOT/BOOTX64.EFI", 0o644, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi".as_ref())?;
-        esp.text("loader/loader.conf", include_str!("../boot/loader.conf"));
-        esp.text("startup.nsh", include_str!("../boot/startup.nsh"));
+        esp.copy("loader/loader.conf", 0o644, &hook("systemd-boot/loader.conf")?)?;
+        esp.copy("startup.nsh", 0o644, &hook("systemd-boot/startup.nsh")?)?;
         let mut boot = Tree::default();
         let shared = self == Self::SystemdBootShared;
-        // The set whose entry has the highest version is booted.
-        for (set, version, kernels) in [("a", 2, &kernels[0]), ("b", 1, &kernels[1])] {
+        for (set, kernels) in [("a", &kernels[0]), ("b", &kernels[1])] {
             let volume = if set == "a" || shared { &mut esp } else { &mut boot };
-            let entry = entry(set, version)?;
+            let entry = entry(set)?;
             volume.file(&format!("loader/entries/otandem-{set}.conf"), 0o644, entry.clone());
             volume.file(&format!("loader/entries/otandem-{set}.template"), 0o644, entry);
             for (name, bytes, size) in
@@ -222,19 +227,29 @@ impl Chain {
     }
 }
 
-/// An entry file of a set: one sector, with the version in the last line, as the back end keeps it.
-fn entry(set: &str, version: u32) -> Result<Vec<u8>, ImageError> {
-    let text = include_str!("../boot/entry.conf").replace("@set@", set).replace("@SET@", &set.to_uppercase());
-    let mut text = format!("{text}version {version}\n").into_bytes();
-    if text.len() > ENTRY {
-        return Err(ImageError::TooSmall {
-            what: "entry file".into(),
-            size: ENTRY as u64,
-            needed: text.len() as u64,
-        });
+/// The entry file of a set: one sector, filled with empty lines, as the back end keeps it.
+fn entry(set: &str) -> Result<Vec<u8>, ImageError> {
+    let template = hook(&format!("systemd-boot/otandem-{set}.template"))?;
+    let mut text = quiet(&template, "\n")?.into_bytes();
+    let used = text.iter().rposition(|byte| *byte != b'\n').map_or(0, |last| last + 2);
+    if used > ENTRY {
+        let what = template.display().to_string();
+        return Err(ImageError::TooSmall { what, size: ENTRY as u64, needed: used as u64 });
     }
     text.resize(ENTRY, b'\n');
     Ok(text)
+}
+
+/// A boot script with the one change that a product would make, too: a kernel that writes all it knows on a serial line
+/// takes its time. `end` follows the kernel's command line.
+fn quiet(script: &Path, end: &str) -> Result<String, ImageError> {
+    let text = std::fs::read_to_string(script).map_err(file("read", script))?;
+    let (before, after) = (format!(" console=ttyS0{end}"), format!(" console=ttyS0 quiet{end}"));
+    if !text.contains(&before) {
+        let why = "no kernel command line that ends in console=ttyS0";
+        return Err(ImageError::Recipe(format!("{}: {why}", script.display())));
+    }
+    Ok(text.replace(&before, &after))
 }
 
 /// A file slot of `size` bytes with this content.
@@ -293,17 +308,7 @@ fn grub() -> Result<Vec<BootPart>, ImageError> {
     let mut tree = Tree::default();
     tree.copy("EFI/BOOT/BOOTX64.EFI", 0o644, &program)?;
     tree.copy("grub/grubenv", 0o644, &block)?;
-    let script = hook("grub/grub.cfg")?;
-    let text = std::fs::read_to_string(&script).map_err(file("read", &script))?;
-    // What the product fills in: a kernel that writes all it knows on a serial line takes its time.
-    let quiet = text.replace(" console=ttyS0\"", " console=ttyS0 quiet\"");
-    if quiet == text {
-        return Err(ImageError::Recipe(format!(
-            "{}: no otandem_args that ends in console=ttyS0",
-            script.display()
-        )));
-    }
-    tree.text("grub/grub.cfg", &quiet);
+    tree.text("grub/grub.cfg", &quiet(&hook("grub/grub.cfg")?, "\"")?);
     let content = Content::Fat(Width::Fat32, "ESP", tree);
     Ok(vec![BootPart { name: "esp", kind: ESP, size: 40 * MIB, content }])
 }

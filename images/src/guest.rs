@@ -165,6 +165,7 @@ impl Root {
         let configuration = include_str!("../guest/otandem.toml")
             .replace("@SLOTS@\n", &chain.slots())
             .replace("@BOOTLOADER@", &chain.bootloader())
+            .replace("@UPDATE@\n", chain.update())
             .replace("@CA@", CA);
         root.text("etc/otandem/otandem.toml", &configuration);
         root.text("etc/otandem/health.d/10-device", &self.health);

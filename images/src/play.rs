@@ -75,7 +75,8 @@ fn make(what: &What, console: Console, folder: &Path) -> Result<(Disk, Vec<Relea
     println!("making the device and the images to install ...");
     let mut device = device(what, Root::new(FIRST, Some(&agent)), console);
     let mut releases = Vec::new();
-    for root in [Root::new(SECOND, Some(&agent)), Root::new(SICK, Some(&agent)).with(Defect::HealthFails)] {
+    for root in [Root::new(SECOND, Some(&agent)), Root::new(SICK, Some(&agent)).with(Defect::HealthHopeless)]
+    {
         let release = workshop.release(&root, device.slot_size).map_err(|e| e.to_string())?;
         for image in &release.slots {
             let name = format!("images/{}", file_name(&release, image.slot));

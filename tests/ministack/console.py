@@ -92,6 +92,15 @@ class Console:
         """Puts a file into the bucket; what stands for its URL in a job document."""
         with path.open("rb") as body:
             self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+        return self.placeholder(key)
+
+    def put(self, key, body):
+        """Puts bytes into the bucket."""
+        self.s3.put_object(Bucket=BUCKET, Key=key, Body=body)
+
+    @staticmethod
+    def placeholder(key):
+        """What stands for the URL of an object in a job document."""
         return "${aws:iot:s3-presigned-url-v2:https://s3.%s.amazonaws.com/%s/%s}" % (REGION, BUCKET, key)
 
     def create_job(self, job, thing, document, url_life=3600):

@@ -14,6 +14,7 @@ import subprocess
 import threading
 
 import cloud
+import table
 
 # Longer than any agent needs to say goodbye.
 GOODBYE = 10  # seconds
@@ -75,6 +76,7 @@ class Device:
 
     def _settings(self, identity, ca, reboot):
         return {
+            "device": {"compatible": table.COMPATIBLE},
             "slots.A": {"index": 0, "rootfs": self.slots["A"]},
             "slots.B": {"index": 1, "rootfs": self.slots["B"]},
             "bootloader": {"kind": "simulated", "directory": self.loader},

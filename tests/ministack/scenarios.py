@@ -5,10 +5,10 @@ usage: scenarios.py --programs DIR [--full] [--only NAME]... [--keep]
 
   --programs DIR  holds `otandem` and `otandem-simulator`
   --full          also the scenarios that wait for a URL to expire (a minute each)
-  --only NAME     peer, good, bad, expired
+  --only NAME     peer, good, bad, table, expired
   --keep          leaves the folder with images, logs and configuration, and says where
 
-Prints `ok  ...` or `FAIL ...` for each promise, `-- ...` for what goes on. Exit status 0 if nothing failed.
+Prints `ok  ...` or `FAIL ...` for each promise, `skip ...` for a row of the table that this cloud cannot do, `-- ...` for what goes on. Exit status 0 if nothing failed.
 """
 
 import argparse
@@ -29,9 +29,12 @@ import console as operator_console  # noqa: E402
 import device as devices  # noqa: E402
 import peer as official  # noqa: E402
 import relay as relays  # noqa: E402
+import table  # noqa: E402
 
 MIB = 1 << 20
 IMAGE_SIZE = 48 * MIB
+# As large as the lab's images, which the sizes in the table go by.
+SMALL_IMAGE = 4 * MIB
 # Independent frames of this size, as the documentation tells to make images.
 FRAME = 16 * MIB
 JOB_LIMIT = 120  # seconds; a scenario takes five
@@ -69,18 +72,18 @@ def sha256(path):
 class Image:
     """A real ext4 file system, and its zstd file of independent frames."""
 
-    def __init__(self, folder, version, health):
+    def __init__(self, folder, version, health, size=IMAGE_SIZE, noise=20 * MIB):
         self.version, self.health = version, health
         tree = folder / f"tree-{version}"
         (tree / "etc").mkdir(parents=True)
         (tree / "etc/health").write_text(health + "\n")
         (tree / "etc/os-release").write_text(f"ID=test\nVERSION_ID={version}\n")
         # Bytes that do not compress, from a seed: so that there is something to download.
-        noise = b"".join(hashlib.sha512(f"{version}/{n}".encode()).digest() for n in range(20 * MIB // 64))
-        (tree / "firmware.bin").write_bytes(noise)
+        filling = b"".join(hashlib.sha512(f"{version}/{n}".encode()).digest() for n in range(noise // 64))
+        (tree / "firmware.bin").write_bytes(filling)
         self.raw = folder / f"{version}.img"
         with self.raw.open("wb") as file:
-            file.truncate(IMAGE_SIZE)
+            file.truncate(size)
         run("mke2fs", "-q", "-t", "ext4", "-d", tree, "-L", f"v{version}", self.raw)
         shutil.rmtree(tree)
         self.packed = folder / f"{version}.img.zst"
@@ -216,6 +219,41 @@ def bad_image_is_rolled_back(world, device, good):
     promise("bad: A was really written and tried", slot_holds(device.slots["A"], bad))
 
 
+def every_row_of_the_table(world):
+    """What the lab's device refuses, this cloud's refuses too: same status, same reason, nothing changed."""
+    wanted, unable = table.rows()
+    for name, why in unable:
+        print(f"skip table: {name}: {why.removeprefix('no: ')}", flush=True)
+    image = Image(world.folder, "small", "well", SMALL_IMAGE, SMALL_IMAGE // 2)
+    device = world.device("refuser")
+    with device:
+        for row in wanted:
+            key = f"refuser/{row['name']}"
+            body = table.served(row, image)
+            if body is not None:
+                world.console.put(key, body)
+            document = table.document(row, image, world.console.placeholder(key))
+            row_ends_as_it_says(world, device, row, document)
+        promise("table: no row rebooted the device", device.boots == ["A"], device.boots)
+        promise("table: the running slot is as it was", slot_holds(device.slots["A"], world.image("1.0")))
+        world.job("after-the-table", "refuser", image, 1)
+        _, end = world.console.watch("after-the-table", "refuser", JOB_LIMIT, lambda: device.broken)
+        promise("table: the next good job is served", end["status"] == "SUCCEEDED", end["statusDetails"].get("reason"))
+
+
+def row_ends_as_it_says(world, device, row, document):
+    job = f"row-{row['name']}"
+    try:
+        world.console.create_job(job, "refuser", document)
+        _, end = world.console.watch(job, "refuser", JOB_LIMIT, lambda: device.broken)
+    except Exception as error:  # the other rows are still run
+        promise(f"table: {row['name']} is {row['status']}", False, error)
+        return
+    reason = end["statusDetails"].get("reason", "")
+    holds = end["status"] == row["status"] and row["reason"] in reason
+    promise(f"table: {row['name']} is {row['status']}", holds, f"{end['status']}: {reason}")
+
+
 def expired_url_costs_one_update(world):
     """The connection is held in the middle until the URL is dead, then cut."""
     device, image = world.device("patient"), world.image("2.0")
@@ -280,7 +318,7 @@ def main():
     parser = argparse.ArgumentParser(description="The agent against ministack.")
     parser.add_argument("--programs", type=pathlib.Path, required=True)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", action="append", choices=("peer", "good", "bad", "expired"))
+    parser.add_argument("--only", action="append", choices=("peer", "good", "bad", "table", "expired"))
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     missing = cloud.missing_tools()
@@ -290,7 +328,7 @@ def main():
     cloud.enter_network()
     # A time limit from outside ends us as an error does: with everything stopped that was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
-    wanted = set(options.only or ("peer", "good", "bad")) | ({"expired"} if options.full and not options.only else set())
+    wanted = set(options.only or ("peer", "good", "bad", "table")) | ({"expired"} if options.full and not options.only else set())
     folder = pathlib.Path(tempfile.mkdtemp(prefix="otandem-ministack-"))
     note(f"in {folder}")
     begin = time.monotonic()
@@ -302,6 +340,8 @@ def main():
                 guarded("peer", peer_takes_a_job_within_the_policy, world, options.full)
             if wanted & {"good", "bad"}:
                 guarded("good", good_and_bad, world, wanted)
+            if "table" in wanted:
+                guarded("table", every_row_of_the_table, world)
             if "expired" in wanted:
                 guarded("expired", expired_url_costs_one_update, world)
     finally:

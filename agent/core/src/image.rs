@@ -116,10 +116,27 @@ impl Image {
     }
 }
 
+/// Parses a URL whose host is written in ASCII: the parser knows no other letters, and what it does with a mixture of
+/// both depends on how it was built.
+///
+/// # Errors
+/// In words, without the URL.
+pub fn parse_url(text: &str) -> Result<url::Url, String> {
+    const BLANK: [char; 3] = ['\t', '\n', '\r'];
+    let after = text.split_once(':').map_or("", |(_, after)| after);
+    let authority = after.trim_start_matches(|c| matches!(c, '/' | '\\') || BLANK.contains(&c));
+    let authority = authority.split(['/', '\\', '?', '#']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    if !host.is_ascii() || host.contains('%') {
+        return Err("not a URL: write its host in ASCII (xn--...), and not in percent codes".into());
+    }
+    url::Url::parse(text).map_err(|e| format!("not a URL: {e}"))
+}
+
 /// A URL without query, fragment and credentials; any other text as it is.
 #[must_use]
 pub fn source_for_log(source: &str) -> String {
-    match url::Url::parse(source) {
+    match parse_url(source) {
         Ok(mut url) if url.has_host() => {
             url.set_query(None);
             url.set_fragment(None);

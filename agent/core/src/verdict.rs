@@ -82,6 +82,12 @@ pub fn verdict(record: Option<&Record>, facts: &Facts) -> Verdict {
             SetState::Tried => {
                 back(Cause::NoVerdict, format!("set {} was tried and did not stay up", update.target))
             }
+            // Armed it was bootable. Either the target gave up and could not save why, or arming was taken back and that
+            // could not be saved: neither is claimed, and the image is not at fault.
+            SetState::Bad => back(
+                Cause::NotTried,
+                format!("set {} is not bootable any more, and no record says why", update.target),
+            ),
             _ => back(Cause::NotTried, format!("bootloader did not try set {}", update.target)),
         },
         State::Trial { .. } if on_target => Verdict::Trial,
@@ -218,10 +224,16 @@ mod tests {
 
     #[test]
     fn armed_old_set_new_boot_target_untried_was_not_tried() {
-        for state in [SetState::Untried, SetState::Good, SetState::Bad, SetState::Unknown] {
+        for state in [SetState::Untried, SetState::Good, SetState::Unknown] {
             let v = verdict(Some(&armed("boot-1")), &on_a(SetId::B, state));
             assert_eq!(v, back(Cause::NotTried, "bootloader did not try set B"));
         }
+    }
+
+    #[test]
+    fn armed_old_set_new_boot_target_bad_claims_neither_a_trial_nor_none() {
+        let v = verdict(Some(&armed("boot-1")), &on_a(SetId::A, SetState::Bad));
+        assert_eq!(v, back(Cause::NotTried, "set B is not bootable any more, and no record says why"));
     }
 
     #[test]

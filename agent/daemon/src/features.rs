@@ -158,3 +158,48 @@ pub fn cloud(identity: Identity, rules: JobRules, callback: Option<String>) -> V
     }
     features
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Settings, Sources};
+    use std::path::Path;
+
+    fn opened(dir: &Path, bootloader: &str) -> Result<BootKind, String> {
+        let config = dir.join("otandem.toml");
+        let slots = "[slots.A]\nrootfs = '/dev/a'\n[slots.B]\nrootfs = '/dev/b'\n";
+        std::fs::write(&config, format!("{slots}[bootloader]\n{bootloader}\n")).unwrap();
+        let (settings, findings) =
+            Settings::load(&Sources { explicit: Some(config), ..Sources::default() }).unwrap();
+        assert_eq!(findings, []);
+        boot_control(&settings.updates.unwrap()).map(|(kind, _)| kind)
+    }
+
+    #[test]
+    fn every_kind_is_opened_from_its_keys_or_says_how_to_build_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        std::fs::create_dir(at("entries")).unwrap();
+        std::fs::create_dir(at("simulated")).unwrap();
+        std::fs::write(at("grubenv"), format!("{:#<1024}", "# GRUB Environment Block\n")).unwrap();
+        let mut uboot = String::new();
+        for key in ["fw-env-config", "fw-printenv", "fw-setenv"] {
+            std::fs::write(at(key), "/dev/null 0 0x4000\n").unwrap();
+            uboot += &format!("{key} = '{}'\n", at(key));
+        }
+        for (kind, keys) in [
+            (BootKind::UBoot, uboot),
+            (BootKind::Grub, format!("grubenv = '{}'", at("grubenv"))),
+            (BootKind::SystemdBoot, format!("entries-a = '{0}'\nentries-b = '{0}'", at("entries"))),
+            (BootKind::Custom, "program = '/bin/true'".into()),
+            (BootKind::Simulated, format!("directory = '{}'", at("simulated"))),
+        ] {
+            let built = list().contains(&format!("boot-{kind}").as_str());
+            match opened(dir.path(), &format!("kind = '{kind}'\n{keys}")) {
+                Ok(opened) => assert!(built && opened == kind, "{kind}"),
+                Err(why) if built => panic!("{kind}: {why}"),
+                Err(why) => assert!(why.contains(&format!("--features boot-{kind}")), "{why}"),
+            }
+        }
+    }
+}

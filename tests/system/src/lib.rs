@@ -15,6 +15,7 @@ pub mod error;
 pub mod image;
 pub mod loader;
 pub mod pack;
+pub mod proxy;
 pub mod scenario;
 pub mod world;
 

@@ -16,6 +16,8 @@ pub struct Row {
     pub status: String,
     /// What its reason says.
     pub reason: String,
+    /// Why ministack cannot run the row, where it cannot.
+    pub not_on_ministack: Option<String>,
 }
 
 /// All rows.
@@ -32,6 +34,10 @@ pub fn rows() -> Vec<Row> {
         serve: text(row, "serve"),
         status: text(row, "status").expect("a status"),
         reason: text(row, "reason").expect("a reason"),
+        not_on_ministack: match &row["ministack"] {
+            Value::Bool(true) => None,
+            why => Some(why.as_str().and_then(|why| why.strip_prefix("no: ")).expect("`no: why`").to_owned()),
+        },
     };
     table.iter().map(row).collect()
 }
@@ -69,6 +75,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), rows.len());
         assert!(rows.iter().all(|row| matches!(row.status.as_str(), "FAILED" | "REJECTED" | "SUCCEEDED")));
+        assert!(rows.iter().filter_map(|row| row.not_on_ministack.as_ref()).all(|why| why.len() > 10));
     }
 
     #[test]

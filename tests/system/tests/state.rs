@@ -4,6 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use otandem_core::boot::SetId;
 use otandem_lab::{Direction, Status};
 use otandem_system_tests::Health;
 use otandem_system_tests::device::{Device, Heard, Reboots, Script};
@@ -162,15 +163,11 @@ fn full_state_partition_refuses_the_update_before_the_first_byte() {
     };
     world.device.power_on().unwrap();
     world.wait_connected(1);
-    let full = state.join("full");
-    let mut filled = fs::File::create(&full).unwrap();
-    let written = std::io::copy(&mut std::io::repeat(1), &mut filled).unwrap_err();
-    assert_eq!(written.kind(), std::io::ErrorKind::StorageFull);
+    let full = fill(&state);
     let image = world.image("2.0", Health::Good);
     let published = world.publish(&image, Packing::Zstd);
     world.run("update", &published.document, Status::Failed, "no state space");
     assert_eq!(world.counters().path(&published.path).body_bytes, 0, "bytes were fetched for nothing");
-    drop(filled);
     fs::remove_file(full).unwrap();
     world.run("again", &published.document, Status::Succeeded, "set B");
     world.device.power_off().unwrap();
@@ -204,6 +201,85 @@ fn read_only_state_refuses_the_job_before_the_first_byte_and_the_next_one_is_ser
     world.device.start_agent().unwrap();
     world.job("update", &published.document);
     world.expect_end("update", Status::Succeeded, "set A");
+    world.device.power_off().unwrap();
+    world.finish();
+}
+
+/// A device whose state is a file system of its own, an update of it armed, and its power off.
+fn armed_and_off(size: &str) -> Option<(World, Tmpfs)> {
+    let world = World::off(|spec| spec);
+    let Some(tmpfs) = Tmpfs::mount(world.device.folder().path("state"), size) else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return None;
+    };
+    world.device.power_on().unwrap();
+    world.device.reboots(Reboots::ByHand);
+    let image = world.image("2.0", Health::Good);
+    world.job("update", &world.publish(&image, Packing::Zstd).document);
+    world.device.wait("the reboot", LIMIT, |heard| (heard.reboots_due > 0).then_some(())).unwrap();
+    world.device.power_off().unwrap();
+    world.device.reboots(Reboots::AtOnce);
+    Some((world, tmpfs))
+}
+
+/// Writes until there is no space.
+fn fill(folder: &std::path::Path) -> PathBuf {
+    let full = folder.join("full");
+    let mut file = fs::File::create(&full).unwrap();
+    let error = std::io::copy(&mut std::io::repeat(1), &mut file).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    full
+}
+
+#[test]
+fn state_that_is_full_in_the_trial_still_holds_the_record_and_the_outcome_is_true() {
+    let Some((world, tmpfs)) = armed_and_off("2M") else { return };
+    let full = fill(&tmpfs.0);
+    world.device.power_on().unwrap();
+    // The record has its place since before the update: it is saved, and so the set may be made permanent.
+    world.expect_end("update", Status::Succeeded, "set B (2.0) confirmed");
+    let image = world.image("3.0", Health::Good);
+    let document = world.publish(&image, Packing::Zstd).document;
+    world.run("next", &document, Status::Failed, "no state space");
+    fs::remove_file(full).unwrap();
+    world.run("again", &document, Status::Succeeded, "set A (3.0)");
+    world.device.power_off().unwrap();
+    world.finish();
+}
+
+#[test]
+fn state_that_is_full_and_has_lost_the_record_never_makes_the_trial_permanent() {
+    let Some((world, tmpfs)) = armed_and_off("2M") else { return };
+    for name in ["record.0", "record.1"] {
+        fs::remove_file(tmpfs.0.join(name)).unwrap();
+    }
+    let full = fill(&tmpfs.0);
+    world.device.power_on().unwrap();
+    world.wait_log("cannot be settled yet");
+    world.wait_session(true);
+    assert!(world.device.env().unwrap().contains("BOOT_B_LEFT=0"), "{:?}", world.device.env());
+    assert_eq!(world.device.reboot().unwrap(), SetId::A);
+    fs::remove_file(full).unwrap();
+    let (status, reason) = world.wait_end("update");
+    assert!(status == Status::Failed && reason.contains("set B is not running"), "{status:?} {reason}");
+    world.device.power_off().unwrap();
+    world.finish();
+}
+
+#[test]
+fn state_that_became_read_only_rolls_the_trial_back() {
+    let Some((world, tmpfs)) = armed_and_off("8M") else { return };
+    tmpfs.remount("ro");
+    world.device.power_on().unwrap();
+    world.wait_boot(SetId::A, 3);
+    world.device.power_off().unwrap();
+    assert!(world.device.env().unwrap().contains("BOOT_ORDER=A"), "{:?}", world.device.env());
+    tmpfs.remount("rw");
+    world.device.power_on().unwrap();
+    let (status, reason) = world.wait_end("update");
+    assert!(status == Status::Failed && reason.contains("set B is not bootable any more"), "{status:?} {reason}");
+    let image = world.image("3.0", Health::Good);
+    world.run("next", &world.publish(&image, Packing::Zstd).document, Status::Succeeded, "set B (3.0)");
     world.device.power_off().unwrap();
     world.finish();
 }

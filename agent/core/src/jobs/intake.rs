@@ -53,12 +53,12 @@ pub fn intake(execution: &Execution, machine: &Machine, rules: &JobRules) -> Int
     }
     if let Some(why) = machine.untouchable() {
         let outcome = Outcome::failed(format!("this device takes no update: {why}"));
-        return Intake::Event(Box::new(Event::Refuse(key.clone(), outcome)));
+        return Intake::Event(Box::new(Event::JobEnded(key.clone(), outcome)));
     }
     let held = machine.record().state.update().is_some_and(|u| u.origin != Origin::Adopted);
     if machine.unsaved() && !held {
         let outcome = Outcome::failed("the record cannot be saved: check the state directory");
-        return Intake::Event(Box::new(Event::Refuse(key.clone(), outcome)));
+        return Intake::Event(Box::new(Event::JobEnded(key.clone(), outcome)));
     }
     let seal = execution.details.get(seal::DETAIL).and_then(|s| s.parse::<Seal>().ok()).filter(Seal::armed);
     if let Some(seal) = seal {
@@ -69,7 +69,7 @@ pub fn intake(execution: &Execution, machine: &Machine, rules: &JobRules) -> Int
     }
     match update(execution, machine, rules) {
         Ok(update) => Intake::Event(Box::new(Event::Offer(Box::new(update)))),
-        Err(outcome) => Intake::Event(Box::new(Event::Refuse(key.clone(), outcome))),
+        Err(outcome) => Intake::Event(Box::new(Event::JobEnded(key.clone(), outcome))),
     }
 }
 

@@ -107,6 +107,19 @@ impl Machine {
         actions
     }
 
+    /// The bootloader would have nothing to boot without the bad set. A reboot would lead nobody knows where: into the bad
+    /// set once more, or nowhere.
+    pub(super) fn no_fallback(&mut self, why: &str) -> Vec<Action> {
+        if !self.on_target() {
+            return self.disarm_failed(why);
+        }
+        let State::RollingBack { reason, .. } = &self.record.state else { return vec![] };
+        let text = reason.text.clone();
+        let mut actions = vec![Action::Say(why.to_owned())];
+        actions.extend(self.cannot_go_back(&text));
+        actions
+    }
+
     /// Twice the device was told to go back and twice it came up here, or there is nothing to go back to. Staying up
     /// and saying so beats a reboot loop.
     pub(super) fn cannot_go_back(&mut self, text: &str) -> Vec<Action> {

@@ -121,11 +121,14 @@ pub enum Event {
     Continue,
     /// An action could not be done; those behind it were not tried. No other event comes in between.
     Failed(Box<Action>, String),
+    /// In place of [`Event::Failed`] where [`Action::Disarm`] of the running set is refused, since the bootloader would
+    /// then have nothing to boot.
+    NoFallback(String),
     /// An update, validated; only while [`super::Machine::ready`].
     Offer(Box<Update>),
     /// A job that ends here without being an update: refused, or done by another function. Taken while
     /// [`super::Machine::ready`]; and, since such a device takes no job at all, while the record cannot be saved.
-    Refuse(JobKey, Outcome),
+    JobEnded(JobKey, Outcome),
     /// The images can be had, fit, and decode; nothing was written.
     Ready,
     /// Bytes of the raw images written, and of how many, where that is known.

@@ -104,7 +104,7 @@ impl Machine {
     }
 
     /// A job that is refused as it comes: recorded like any other, so that it is answered once.
-    pub(super) fn refuse_job(&mut self, key: JobKey, outcome: Outcome) -> Vec<Action> {
+    pub(super) fn job_ended(&mut self, key: JobKey, outcome: Outcome) -> Vec<Action> {
         if self.record.finished(&key).is_some() {
             return self.answer_again(&key);
         }

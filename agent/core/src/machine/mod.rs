@@ -290,14 +290,15 @@ impl Machine {
         }
         match (&self.record.state, event) {
             (_, Event::Failed(action, why)) => self.failed(*action, &why, now),
+            (RollingBack { .. }, Event::NoFallback(why)) => self.no_fallback(&why),
             (_, Event::User(verb)) => self.user(verb, now),
             (_, Event::Tick) => self.tick(now),
             (_, Event::Cloud(Cloud::Acknowledged(key))) => self.acknowledged(&key),
 
             (Idle, Event::Offer(update)) => self.accept(*update, now),
-            (Idle, Event::Refuse(key, outcome)) => self.refuse_job(key, outcome),
-            (Trial { update, .. }, Event::Refuse(key, outcome)) if update.origin == Origin::Adopted => {
-                self.refuse_job(key, outcome)
+            (Idle, Event::JobEnded(key, outcome)) => self.job_ended(key, outcome),
+            (Trial { update, .. }, Event::JobEnded(key, outcome)) if update.origin == Origin::Adopted => {
+                self.job_ended(key, outcome)
             }
             (_, Event::Offer(update)) => self.not_taken(&update),
             (Idle | Trial { .. }, Event::Cloud(Cloud::Sealed { update, seal })) => {
@@ -348,7 +349,8 @@ impl Machine {
             (
                 _,
                 Event::Continue
-                | Event::Refuse(..)
+                | Event::NoFallback(_)
+                | Event::JobEnded(..)
                 | Event::Ready
                 | Event::Progress { .. }
                 | Event::Checkpoint(_)
@@ -365,7 +367,7 @@ impl Machine {
         match event {
             Event::User(_) => vec![Action::Answer(Err(why.to_owned()))],
             Event::Offer(update) => self.not_taken(&update),
-            Event::Refuse(key, outcome) if self.record.state == State::Idle => self.refuse_job(key, outcome),
+            Event::JobEnded(key, outcome) if self.record.state == State::Idle => self.job_ended(key, outcome),
             Event::Cloud(Cloud::Acknowledged(key)) => self.acknowledged(&key),
             _ => vec![],
         }

@@ -57,7 +57,7 @@ impl Machine {
         if self.holds_another(seal) {
             let text = format!("state lost; set {} holds another image by now", seal.target);
             let key = update.origin.job().filter(|_| idle).cloned();
-            return key.map_or_else(Vec::new, |key| self.refuse_job(key, Outcome::failed(text)));
+            return key.map_or_else(Vec::new, |key| self.job_ended(key, Outcome::failed(text)));
         }
         if booted == seal.target {
             // As a job it has somewhere to go back to, and deadlines.

@@ -70,7 +70,8 @@ impl Machine {
         if self.run.unsaved.replace(now.boot).is_some() {
             return vec![];
         }
-        vec![Action::Say(format!("the record cannot be saved, trying again: {why}"))]
+        // The save that failed has ended its list, and with it the sending of what may be told without it.
+        vec![Action::Say(format!("the record cannot be saved, trying again: {why}")), Action::Flush]
     }
 
     fn reboot_failed(&mut self, why: &str, now: Now) -> Vec<Action> {

@@ -257,9 +257,9 @@ impl World {
         let running = self.record().slots(booted).get(SLOT).is_some_and(|s| s.sha256 == digest);
         let banned = job.digest_known && !job.retry && self.record().ban(&[digest]).is_some();
         let event = if running {
-            Event::Refuse(job.key, Outcome::succeeded("already running"))
+            Event::JobEnded(job.key, Outcome::succeeded("already running"))
         } else if banned {
-            Event::Refuse(job.key, Outcome::rejected("this image is refused"))
+            Event::JobEnded(job.key, Outcome::rejected("this image is refused"))
         } else {
             Event::Offer(Box::new(self.update_of(next, booted.other())))
         };

@@ -34,6 +34,10 @@ impl Env {
         self.order.contains(&set)
     }
 
+    pub fn bootable(&self, set: SetId) -> bool {
+        self.listed(set) && self.left(set) > 0
+    }
+
     pub fn left(&self, set: SetId) -> u8 {
         self.left[at(set)]
     }

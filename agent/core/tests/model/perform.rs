@@ -34,6 +34,7 @@ pub struct Fault {
 enum End {
     Done,
     Failed,
+    NoFallback,
     PowerCut,
 }
 
@@ -66,8 +67,11 @@ impl World {
                 }
                 match self.act(&action) {
                     End::Done => {}
-                    End::Failed => {
-                        let event = Event::Failed(Box::new(action), "fault".into());
+                    end @ (End::Failed | End::NoFallback) => {
+                        let event = match end {
+                            End::NoFallback => Event::NoFallback("nothing else boots".into()),
+                            _ => Event::Failed(Box::new(action), "fault".into()),
+                        };
                         self.note(|w| format!("    {} <- {event:?}", w.phase()));
                         next = Some(self.agent().step(event, now));
                         self.note(|w| format!("    {} -> {next:?}", w.phase()));
@@ -111,6 +115,11 @@ impl World {
         else {
             return End::Done;
         };
+        // As the back ends do, where they can be asked: what runs is not taken away where nothing else would boot.
+        let leaves = matches!(action, Action::Disarm(_)) && self.booted == Some(set);
+        if leaves && !self.bootloader_broken && !self.env.bootable(set.other()) {
+            return End::NoFallback;
+        }
         let torn = |w: &mut Self| {
             w.env.reset();
             w.tampered = true;

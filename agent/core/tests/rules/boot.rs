@@ -9,7 +9,7 @@ use super::{
     Firmware, Setup, World, actions, device, device_in, device_like, failed, finish, go_to, go_without_cloud,
     in_order, last_reason, told,
 };
-use crate::model::{Content, FULL, Fault, FaultKind, SLOT};
+use crate::model::{Content, FULL, Fault, FaultKind, SLOT, Status};
 
 fn cut(kind: FaultKind, after: u8) -> Option<Fault> {
     Some(Fault { after, kind })
@@ -121,6 +121,21 @@ fn arming_twice_in_vain_fails() {
     assert_eq!(actions(&world, from).iter().filter(|a| **a == "Arm").count(), 2);
     assert_eq!(told(&world, job), "FAILED");
     assert!(last_reason(&world).starts_with("not armed"));
+}
+
+#[test]
+fn rolling_back_where_the_old_set_does_not_boot_any_more_stays_up_and_says_so() {
+    let (mut world, job) = device_in("trial", Firmware::sick(0));
+    // Another tool took the old set out of the order in the meantime.
+    world.env.mark_bad(SetId::A);
+    let (from, boots) = (world.done.len(), world.boot_id());
+    world.feed(Event::Health(Health::Hopeless("no".into())));
+    assert_eq!(world.phase(), "idle");
+    assert!(!actions(&world, from).contains(&"Reboot"), "{:?}", &world.done[from..]);
+    assert_eq!(last_reason(&world), "cannot go back: health check: no");
+    assert!(world.record().late_fallback);
+    while world.status(job) == Status::InProgress && world.goes_on() {}
+    assert_eq!((told(&world, job), world.boot_id()), ("FAILED", boots));
 }
 
 fn finish_on_a(world: &mut World) {

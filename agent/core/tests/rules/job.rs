@@ -65,7 +65,7 @@ fn sixteen_finished_executions_are_remembered() {
         let job = world.new_job(firmware);
         let key = world.jobs[job].key.clone();
         world.jobs[job].status = Status::Deleted;
-        world.feed(Event::Refuse(key, Outcome::rejected("malformed")));
+        world.feed(Event::JobEnded(key, Outcome::rejected("malformed")));
         world.talk();
     }
     assert_eq!(world.record().finished.len(), FINISHED_KEPT);
@@ -96,8 +96,8 @@ fn refused_job_is_recorded_and_told_once() {
     let firmware = world.firmware(Firmware::good(0));
     let job = world.new_job(firmware);
     let key = world.jobs[job].key.clone();
-    world.feed(Event::Refuse(key.clone(), Outcome::rejected("malformed")));
-    world.feed(Event::Refuse(key, Outcome::failed("another word")));
+    world.feed(Event::JobEnded(key.clone(), Outcome::rejected("malformed")));
+    world.feed(Event::JobEnded(key, Outcome::failed("another word")));
     assert_eq!(world.record().outbox.len(), 1);
     finish(&mut world);
     assert_eq!(told(&world, job), "REJECTED");

@@ -62,6 +62,8 @@ impl Renewal {
 pub struct Terms {
     /// Slots of the target set.
     pub targets: std::collections::BTreeMap<String, PathBuf>,
+    /// Those of them that are files written where they lie.
+    pub in_place: std::collections::BTreeSet<String>,
     /// Slots of the running set.
     pub forbidden: Vec<PathBuf>,
     /// The slot whose head comes last.
@@ -135,7 +137,7 @@ fn run(
     let plan = Plan {
         images,
         targets: &terms.targets,
-        in_place: &std::collections::BTreeSet::new(),
+        in_place: &terms.in_place,
         boots_first: terms.boots_first.as_deref(),
         state_dir: &terms.state_dir,
         resume,

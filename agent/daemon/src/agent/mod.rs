@@ -30,9 +30,10 @@ use crate::control::{Call, Progress, Reply};
 use crate::feature::{Context, Done, Feature, Program};
 use install::{Renewal, Work};
 
+use perform::NotDone;
 pub use perform::Performer;
 pub use service::Service;
-pub use world::{OpenError, Opened, open};
+pub use world::{OpenError, Opened, open, permitted, unlocked};
 
 /// When the loop ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,10 +286,11 @@ impl Agent {
                 let event = match self.perform(&action) {
                     Ok(()) if action == Action::Continue => Event::Continue,
                     Ok(()) => continue,
-                    Err(why) => {
+                    Err(NotDone::Failed(why)) => {
                         tracing::warn!("{action:?}: {why}");
                         Event::Failed(Box::new(action), why)
                     }
+                    Err(NotDone::NoFallback(why)) => Event::NoFallback(why),
                 };
                 let now = Self::now();
                 lists.push_front(self.machine.step(event, now));
@@ -300,7 +302,7 @@ impl Agent {
     }
 
     /// What needs the loop is done here, everything else by the performer.
-    fn perform(&mut self, action: &Action) -> Result<(), String> {
+    fn perform(&mut self, action: &Action) -> Result<(), NotDone> {
         match action {
             Action::Report => self.tell_features(&Done::Report),
             Action::Flush => self.tell_features(&Done::Flush),

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use otandem_boot::{BootControl, View};
+use otandem_boot::{BootControl, BootError, View};
 use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
 use otandem_core::machine::{Action, Event, Evidence, Hook, HookAnswer, Machine};
@@ -29,6 +29,15 @@ const FEED_EVERY: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A reboot command that does not come back is ended after this.
 const REBOOT_LIMIT: Duration = Duration::from_secs(60);
+
+/// An action that has not had its effect, and why.
+#[derive(Debug)]
+pub enum NotDone {
+    /// It could not be done.
+    Failed(String),
+    /// The bootloader keeps the running set, since nothing else would boot.
+    NoFallback(String),
+}
 
 /// Carries actions out.
 pub struct Performer {
@@ -143,16 +152,25 @@ impl Performer {
     }
 
     /// One effect. `machine` has the record as it is to be saved.
-    pub(super) fn perform(&mut self, action: &Action, machine: &Machine) -> Result<(), String> {
+    pub(super) fn perform(&mut self, action: &Action, machine: &Machine) -> Result<(), NotDone> {
+        match action {
+            // Leaving a set that runs is "this one bad" to the bootloader; taking an arming back is its own verb.
+            Action::Disarm(set) if machine.booted() == Some(*set) => {
+                self.boot().map_err(NotDone::Failed)?.mark_bad(*set).map_err(|e| match e {
+                    BootError::NoFallback { .. } => NotDone::NoFallback(e.to_string()),
+                    e => NotDone::Failed(e.to_string()),
+                })
+            }
+            other => self.act(other, machine).map_err(NotDone::Failed),
+        }
+    }
+
+    fn act(&mut self, action: &Action, machine: &Machine) -> Result<(), String> {
         match action {
             Action::Save => self.save(machine),
             Action::MarkBad(set) => self.boot()?.mark_bad(*set).map_err(|e| e.to_string()),
             Action::Arm(set) => self.boot()?.arm(*set).map_err(|e| e.to_string()),
             Action::Keep(set) => self.boot()?.keep(*set).map_err(|e| e.to_string()),
-            // Leaving a set that runs is "this one bad" to the bootloader; taking an arming back is its own verb.
-            Action::Disarm(set) if machine.booted() == Some(*set) => {
-                self.boot()?.mark_bad(*set).map_err(|e| e.to_string())
-            }
             Action::Disarm(set) => self.boot()?.disarm(*set).map_err(|e| e.to_string()),
             Action::Confirm(set) => self.boot()?.confirm(*set).map_err(|e| e.to_string()),
             Action::Reboot => self.reboot(),
@@ -254,6 +272,7 @@ impl Performer {
         let updates = self.updates()?;
         Ok(Terms {
             targets: updates.set(target).slots.clone(),
+            in_place: updates.set(target).in_place.clone(),
             forbidden: updates.set(from).slots.values().cloned().collect(),
             boots_first: Some(updates.boots_first.clone()),
             state_dir: self.settings.state_dir.clone(),

@@ -49,13 +49,12 @@ impl BootControl for Flaky {
         Ok(())
     }
 
-    fn mark_bad(&mut self, _: SetId) -> Result<(), BootError> {
-        unreachable!("nothing is marked here")
+    fn mark_bad(&mut self, set: SetId) -> Result<(), BootError> {
+        Err(BootError::NoFallback { set })
     }
 }
 
-/// An agent whose bootloader failed at the start and fails `failures` times more.
-fn agent(dir: &std::path::Path, failures: u32) -> Agent {
+fn settings(dir: &std::path::Path) -> Settings {
     let config = dir.join("otandem.toml");
     let text = format!(
         "[slots.A]\nrootfs = '{dir}/a'\n[slots.B]\nrootfs = '{dir}/b'\n\
@@ -68,6 +67,12 @@ fn agent(dir: &std::path::Path, failures: u32) -> Agent {
     let (settings, findings) =
         Settings::load(&Sources { explicit: Some(config), ..Sources::default() }).unwrap();
     assert_eq!(findings, []);
+    settings
+}
+
+/// An agent whose bootloader failed at the start and fails `failures` times more.
+fn agent(dir: &std::path::Path, failures: u32) -> Agent {
+    let settings = settings(dir);
     let state = StateDir::open(&settings.state_dir).unwrap();
     let lock = state.lock().unwrap();
     let (store, _) = RecordStore::open(&state, &lock).unwrap();
@@ -140,4 +145,16 @@ fn a_bootloader_that_goes_on_failing_is_asked_less_and_less_often() {
         assert!(agent.look.due <= boottime().after(LOOK_AGAIN.1));
     }
     assert_eq!(agent.look.backoff.ceiling(), LOOK_AGAIN.1);
+}
+
+#[test]
+fn a_running_set_that_the_bootloader_keeps_is_told_from_a_bootloader_that_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut agent = agent(dir.path(), 0);
+    agent.look_again();
+    assert_eq!(agent.machine.booted(), Some(SetId::A));
+    let refused = agent.perform(&Action::Disarm(SetId::A)).unwrap_err();
+    assert!(matches!(&refused, NotDone::NoFallback(why) if why.contains("not bootable")), "{refused:?}");
+    let failed = agent.perform(&Action::MarkBad(SetId::B)).unwrap_err();
+    assert!(matches!(failed, NotDone::Failed(_)), "{failed:?}");
 }

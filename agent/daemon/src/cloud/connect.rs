@@ -4,11 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use otandem_device::cert;
 use tokio::sync::mpsc;
 
 use super::channel::{Ends, Inbound};
-use super::identity::{RETRY, certificate};
+use super::identity::{RETRY, certificate, roots};
 use super::session::{self, SessionConfig};
 use super::tls::{self, Clock};
 use crate::config::{CloudSettings, NetworkSettings};
@@ -66,9 +65,6 @@ pub fn start(
 
 fn tls(cloud: &CloudSettings, clock: &Arc<Clock>) -> Result<Arc<rustls::ClientConfig>, String> {
     let identity = certificate(cloud, clock)?;
-    let roots = match &cloud.ca {
-        Some(path) => cert::load_roots(path).map_err(|e| e.to_string())?,
-        None => tls::system_roots().map_err(|e| e.to_string())?,
-    };
+    let roots = roots(cloud.ca.as_deref())?;
     tls::mqtt(identity.chain, identity.key, roots, cloud.port, Arc::clone(clock)).map_err(|e| e.to_string())
 }

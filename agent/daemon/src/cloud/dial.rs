@@ -31,12 +31,10 @@ pub(super) async fn dial(
         None => return Err(io::Error::other("network.proxy names no host")),
     };
     let proxy_port = proxy.port().unwrap_or(DEFAULT_PROXY_PORT);
-    let mut stream = connect(&proxy_host, proxy_port, limit)
-        .await
-        .map_err(|e| io::Error::new(e.kind(), format!("proxy {proxy_host}:{proxy_port}: {e}")))?;
-    tunnel(&mut stream, host, port, proxy)
-        .await
-        .map_err(|e| io::Error::new(e.kind(), format!("proxy {proxy_host}:{proxy_port}: {e}")))?;
+    // Of another kind than what the broker does: a proxy that hangs up says nothing about certificate and policy.
+    let of_proxy = |e: io::Error| io::Error::other(format!("proxy {proxy_host}:{proxy_port}: {e}"));
+    let mut stream = connect(&proxy_host, proxy_port, limit).await.map_err(of_proxy)?;
+    tunnel(&mut stream, host, port, proxy).await.map_err(of_proxy)?;
     Ok(stream)
 }
 

@@ -1,5 +1,6 @@
 //! Who this device is, what time it may believe, and how it downloads.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +59,17 @@ pub fn certificate(cloud: &CloudSettings, clock: &Clock) -> Result<cert::Identit
     cert::load_identity(&cert, &key, clock.now(), built()).map_err(|e| e.to_string())
 }
 
+/// The configured roots, or the system's where none are.
+///
+/// # Errors
+/// One line: they cannot be read, or there are none.
+pub fn roots(configured: Option<&Path>) -> Result<rustls::RootCertStore, String> {
+    match configured {
+        Some(path) => cert::load_roots(path).map_err(|e| e.to_string()),
+        None => tls::system_roots().map_err(|e| e.to_string()),
+    }
+}
+
 /// How downloads are made.
 ///
 /// # Errors
@@ -65,13 +77,13 @@ pub fn certificate(cloud: &CloudSettings, clock: &Clock) -> Result<cert::Identit
 pub fn downloads(settings: &Settings, clock: &Arc<Clock>) -> Result<HttpConfig, String> {
     let updates = settings.updates.as_ref().map_err(ToString::to_string)?;
     let network = settings.network.as_ref().map_err(ToString::to_string)?;
-    let roots = match &updates.ca {
-        Some(path) => cert::load_roots(path).map_err(|e| e.to_string())?,
+    let roots = match roots(updates.ca.as_deref()) {
         // A device that only ever downloads over http has no roots, and needs none.
-        None => tls::system_roots().unwrap_or_else(|e| {
+        Err(e) if updates.ca.is_none() => {
             tracing::info!("no https downloads: {e}");
             rustls::RootCertStore::empty()
-        }),
+        }
+        roots => roots?,
     };
     Ok(HttpConfig {
         tls: tls::downloads(roots, Arc::clone(clock)).map_err(|e| e.to_string())?,

@@ -16,17 +16,20 @@ type Refusal = (Exit, String);
 
 /// A job document from a file or standard input.
 pub fn document(document: &Document) -> Result<String, Refusal> {
-    let mut text = String::new();
-    let read = match &document.document {
-        Some(path) if path.as_os_str() != "-" => std::fs::File::open(path)
-            .and_then(|f| f.take(MOST).read_to_string(&mut text))
-            .map_err(|e| format!("{}: {e}", path.display())),
-        _ => {
-            std::io::stdin().take(MOST).read_to_string(&mut text).map_err(|e| format!("standard input: {e}"))
-        }
+    let mut bytes = Vec::new();
+    let (name, read) = match &document.document {
+        Some(path) if path.as_os_str() != "-" => (
+            path.display().to_string(),
+            std::fs::File::open(path).and_then(|f| f.take(MOST).read_to_end(&mut bytes)),
+        ),
+        _ => ("standard input".to_owned(), std::io::stdin().take(MOST).read_to_end(&mut bytes)),
     };
-    read.map_err(|why| (Exit::NoInput, why))?;
-    Ok(text)
+    read.map_err(|e| (Exit::NoInput, format!("{name}: {e}")))?;
+    if bytes.len() as u64 == MOST {
+        // Refused for its size, wherever it was cut.
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    String::from_utf8(bytes).map_err(|_| (Exit::Data, format!("{name}: not UTF-8, so no job document")))
 }
 
 /// What `install` asks for.

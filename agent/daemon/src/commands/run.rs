@@ -1,21 +1,27 @@
 //! `otandem run`, and the same agent for the time of `fota handle`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use otandem_core::update::Then;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::ask::{self, Asked};
 use super::parts::{SessionUse, parts, runtime};
-use crate::agent::{Agent, Ended, Service, Until};
+use crate::agent::{Agent, Ended, OpenError, Service, Until, unlocked};
 use crate::config::{Finding, Settings};
 use crate::control::{FotaCall, FotaRequest, Request, Server};
 use crate::exit::Exit;
 
 /// Requests that wait for the loop.
 const CALLS: usize = 8;
+/// How long the daemon waits for a command that has the state.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks whether it has gone.
+const LOCK_RETRY: Duration = Duration::from_millis(100);
 
 /// `otandem fota handle`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +49,13 @@ pub(super) fn run(settings: &Settings, findings: &[Finding]) -> Exit {
 }
 
 async fn serve(settings: &Settings) -> Exit {
-    let parts = match parts(settings, Some(SessionUse::DAEMON), Service::from_env()) {
+    let attempt = || {
+        unlocked(settings)?;
+        parts(settings, Some(SessionUse::DAEMON), Service::from_env())
+    };
+    // A daemon that has the state answers there; a command that has it does not, and is soon done.
+    let is_daemon = || !matches!(ask::connect(settings), Ok(None));
+    let parts = match patiently(attempt, is_daemon).await {
         Ok(parts) => parts,
         Err(e) => return super::complain(Exit::TempFail, &e.to_string()),
     };
@@ -59,6 +71,23 @@ async fn serve(settings: &Settings) -> Exit {
     agent.stop();
     drop(calls);
     Exit::Ok
+}
+
+/// Tries again while a command has the state: one that began before the daemon had its socket acts by itself.
+async fn patiently<T>(
+    mut attempt: impl FnMut() -> Result<T, OpenError>,
+    is_daemon: impl Fn() -> bool,
+) -> Result<T, OpenError> {
+    let until = Instant::now() + LOCK_WAIT;
+    loop {
+        match attempt() {
+            Err(OpenError::Locked(why)) if Instant::now() < until && !is_daemon() => {
+                tracing::debug!("{why}: waiting for it");
+                tokio::time::sleep(LOCK_RETRY).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Fires at SIGTERM or SIGINT.
@@ -99,6 +128,11 @@ pub fn handle(settings: &Settings, handling: Handling) -> Asked {
         return Ok((if due { Exit::ResetDue } else { exit }, data));
     }
     if ask::connect(settings)?.is_some() {
+        if handling.job_callback.is_some() || !handling.auto_reset {
+            let why =
+                "it takes jobs as it is configured; stop it first to use --job-callback and --auto-reset";
+            tracing::warn!("the daemon runs: {why}");
+        }
         return ask::ask(settings, request(None));
     }
     let then = if handling.auto_reset { Then::Reboot } else { Then::Arm };
@@ -135,4 +169,59 @@ async fn once(settings: &Settings, session: SessionUse, force: bool) -> Asked {
         Ended::Done | Ended::Rebooting => Exit::Ok,
     };
     Ok((exit, json!({ "message": message })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+    use otandem_device::state::StateDir;
+
+    fn locked<T>() -> Result<T, OpenError> {
+        Err(OpenError::Locked("process 7 has it".into()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_daemon_waits_for_a_command_that_has_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let sources = Sources { state_dir: Some(dir.path().join("state")), ..Sources::default() };
+        let (settings, _) = Settings::load(&Sources { directories: vec![], ..sources }).unwrap();
+        let mut command = Some(StateDir::open(&settings.state_dir).unwrap().lock().unwrap());
+        let mut attempts = 0;
+        let got = patiently(
+            || {
+                attempts += 1;
+                if attempts == 5 {
+                    drop(command.take());
+                }
+                unlocked(&settings)
+            },
+            || false,
+        );
+        assert!(got.await.is_ok());
+        assert_eq!(attempts, 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_that_does_not_end_is_not_waited_for_for_ever() {
+        let begin = Instant::now();
+        let got = patiently(locked::<()>, || false).await;
+        assert!(got.unwrap_err().to_string().contains("process 7"));
+        // The paused clock, which counts what was waited for.
+        assert!(begin.elapsed() >= LOCK_WAIT && begin.elapsed() < LOCK_WAIT + 2 * LOCK_RETRY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_daemon_is_not_waited_for() {
+        let mut attempts = 0;
+        let got = patiently(
+            || {
+                attempts += 1;
+                locked::<()>()
+            },
+            || true,
+        );
+        assert!(got.await.is_err());
+        assert_eq!(attempts, 1);
+    }
 }

@@ -215,11 +215,7 @@ impl Check<'_> {
             self.wrong("jobs.step-timeout", "must be 1min to 7d", Area::Jobs);
         }
         let directory = f.handler_directory.unwrap_or_else(|| "/usr/lib/otandem/handlers".into());
-        let jobs = JobsSettings {
-            handler_directory: directory,
-            step_timeout,
-            describe: f.describe.unwrap_or(false),
-        };
+        let jobs = JobsSettings { handler_directory: directory, step_timeout };
         self.some_absolute("jobs.handler-directory", Some(jobs.handler_directory.clone()), Area::Jobs);
         f.enabled.unwrap_or(true).then_some(jobs)
     }

@@ -150,7 +150,6 @@ table! {
         enabled: bool = "enabled",
         handler_directory: PathBuf = "handler-directory",
         step_timeout: Span = "step-timeout",
-        describe: bool = "describe",
     }
 }
 

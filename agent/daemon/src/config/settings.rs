@@ -199,8 +199,6 @@ pub struct JobsSettings {
     pub handler_directory: PathBuf,
     /// Sent as `stepTimeoutInMinutes`; covers reboot and trial. `None`: not sent.
     pub step_timeout: Option<Duration>,
-    /// Whether the policy allows `DescribeJobExecution`.
-    pub describe: bool,
 }
 
 /// The way out.

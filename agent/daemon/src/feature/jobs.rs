@@ -135,7 +135,7 @@ impl Jobs {
                 tracing::info!("{key}: ended here before, answering again");
                 // What is known of it goes out again, whatever is said here.
                 let outcome = Outcome::failed("ended on this device before");
-                context.events.push(Event::Refuse(key, outcome));
+                context.events.push(Event::JobEnded(key, outcome));
             }
             Intake::Ours => {
                 self.tell_time(context, execution);
@@ -155,7 +155,7 @@ impl Jobs {
         let key = execution.key.clone();
         let Some(program) = &self.callback else {
             let reason = "no firmware job (operation is not \"fota\"), and nothing else is set up to take it";
-            context.events.push(Event::Refuse(key, Outcome::rejected(reason)));
+            context.events.push(Event::JobEnded(key, Outcome::rejected(reason)));
             return;
         };
         let argv = vec![program.clone()];
@@ -245,7 +245,7 @@ impl Feature for Jobs {
                     Ok(()) => Outcome::succeeded("done"),
                     Err(why) => Outcome::failed(why.clone()),
                 };
-                context.events.push(Event::Refuse(key, outcome));
+                context.events.push(Event::JobEnded(key, outcome));
             }
         }
     }
@@ -276,4 +276,79 @@ fn details(machine: &Machine) -> Details {
         put("waits-for", why);
     }
     details
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use otandem_core::boot::{Booted, Facts, SetId, SetState};
+    use otandem_core::jobs::wire::{start_next_topic, update_topic};
+    use otandem_core::machine::{Evidence, Now, Rules};
+    use otandem_core::plan::Layout;
+    use otandem_core::record::Record;
+    use otandem_core::update::{Origin, Then, Update};
+    use serde_json::{Value, json};
+    use std::time::Duration;
+
+    fn key() -> JobKey {
+        JobKey { endpoint: "e".into(), thing: "t".into(), job: "j".into(), execution: 1, queued_at: 0 }
+    }
+
+    /// A device that was restarted while the job was accepted.
+    fn machine() -> Machine {
+        let update = Update {
+            origin: Origin::Job { key: key(), closed: false },
+            from: SetId::A,
+            target: SetId::B,
+            images: vec![],
+            version: None,
+            then: Then::Reboot,
+            require_cloud: true,
+            retry: false,
+            written: vec![],
+        };
+        let state = State::Accepted { update };
+        let record = Record { state, confirmed: Some(SetId::A), ..Record::default() };
+        let (a, b) = (SetState::Good, SetState::Bad);
+        let booted = Booted::Set(SetId::A);
+        let facts = Facts { booted, boot_id: "x".into(), primary: Some(SetId::A), a, b };
+        let hour = Duration::from_secs(3600);
+        let rules = Rules {
+            health_timeout: hour,
+            cloud_timeout: hour,
+            retry_interval: hour,
+            defer_limit: hour,
+            reboot_window: None,
+            record_shared: true,
+            reboot_reserve: hour,
+            slots: vec!["rootfs".into()],
+        };
+        let evidence = Evidence { facts: Ok(facts), heads: [true, false] };
+        Machine::start(Some(record), evidence, rules, Now::default()).0
+    }
+
+    /// What one call publishes.
+    fn published(machine: &Machine, call: impl FnOnce(&mut Context<'_>)) -> Vec<(String, Value)> {
+        let mut context =
+            Context { machine, now: Now::default(), publish: vec![], events: vec![], programs: vec![] };
+        call(&mut context);
+        context.publish.into_iter().map(|(t, p)| (t, serde_json::from_slice(&p).unwrap())).collect()
+    }
+
+    #[test]
+    fn an_answer_without_a_fresh_document_leads_to_start_next() {
+        let machine = machine();
+        let identity = Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
+        let rules =
+            JobRules { layout: Layout::default(), compatible: None, require_cloud: true, then: Then::Reboot };
+        let mut jobs = Jobs::new(identity, rules, None, 1);
+        let asked = published(&machine, |context| jobs.on_session(context, true));
+        let [(topic, update)] = &asked[..] else { panic!("{asked:?}") };
+        assert_eq!(*topic, update_topic("t", "j"));
+        assert_eq!(update["includeJobDocument"], true, "{update}");
+        let answer = json!({ "clientToken": update["clientToken"] }).to_string();
+        let topic = format!("{topic}/accepted");
+        let next = published(&machine, |context| jobs.on_message(context, &topic, answer.as_bytes()));
+        assert_eq!(next.iter().map(|(t, _)| t.as_str()).collect::<Vec<_>>(), [start_next_topic("t")]);
+    }
 }
