@@ -10,6 +10,9 @@
 //!   permanent, never "rolled back" unless it was tried.
 //! - At the end the device waits for its next job, in a set that each further reset leads to.
 //!
+//! Not judged: what the firmware keeps beside the disk (`LoaderEntryOneShot`). It names an entry with its counter, which is
+//! first without it, and no other.
+//!
 //! The loaders' models are held to the real loaders by the tests of the back ends, and by [`Judge::expected`]: what a real
 //! device does with some of the states is compared with it.
 
