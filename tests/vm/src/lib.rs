@@ -10,8 +10,8 @@
 //!   one [`Model`] of a failing disk or another, most in a tenth of a millisecond. [`write_log`] reads the log,
 //!   [`digests`] tells cheaply whether a partition holds a known image, [`disk`] holds what can be read like a disk.
 //!
-//! Nothing here knows a boot loader or the agent: what a state is worth is for those to judge who use this. It is a
-//! library for tests: it runs programs of the machine, writes below the build's target folder, and is not shipped.
+//! None of the two knows a boot loader or the agent. What a state is worth is for [`judge`] to say, and [`stage`] puts a
+//! device beside its cloud. It is a library for tests: it runs programs of the machine, writes below the build's target folder, and is not shipped.
 //!
 //! Start reading at [`Vm`], then at [`Replay`].
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]

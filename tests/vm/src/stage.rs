@@ -230,10 +230,19 @@ impl Stage {
         self.vm.ok(&wait, BOOT).unwrap();
     }
 
-    /// `otandem status --json`
+    /// `otandem status --json`. The agent's log is on the same line: what it says meanwhile is left out, and where it
+    /// speaks in the middle, the question is asked again.
     pub fn status(&mut self) -> Value {
-        let text = self.sh("otandem status --json 2>/dev/null");
-        serde_json::from_str(&text).unwrap_or_else(|e| panic!("status is no JSON ({e}): {text}"))
+        let mut asked = 0;
+        loop {
+            asked += 1;
+            let text = self.sh("otandem status --json 2>/dev/null");
+            let own: Vec<&str> = text.lines().filter(|line| !line.starts_with("agent: ")).collect();
+            match serde_json::from_str(&own.join("\n")) {
+                Ok(status) => return status,
+                Err(e) => assert!(asked < 5, "status is no JSON ({e}): {text}"),
+            }
+        }
     }
 
     /// SHA-256 of what a partition holds now, in hex.

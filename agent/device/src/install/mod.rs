@@ -282,8 +282,10 @@ fn install_into(
     let mut run = Run { plan, heads: Heads::new(plan.state_dir), fetch, observer, stop };
     let mut works = prepare::all(slots, &mut run)?;
     run.observer.ready().map_err(|Stopped| InstallError::Stopped)?;
-    // All heads before the first byte: from here to the end no slot of the set can boot.
-    for work in &mut works {
+    // All heads before the first byte: from here to the end no slot of the set can boot. What the bootloader reads first
+    // goes first: a kernel that can be loaded must not be there without its root.
+    for i in order(&works, plan, First::BootsFirst) {
+        let work = &mut works[i];
         work.spoil().map_err(|fault| InstallError::at(&work.image.slot, fault))?;
     }
     for work in &mut works {
@@ -292,17 +294,31 @@ fn install_into(
     publish(works, plan, &run.heads)
 }
 
+/// What has its turn first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    /// The slot that the bootloader reads first.
+    BootsFirst,
+    /// All others.
+    Others,
+}
+
+/// The order of works in which the slot that the bootloader reads first is the first one or the last one.
+fn order(works: &[Work<'_>], plan: &Plan<'_>, first: First) -> Vec<usize> {
+    let boots_first = |i: &usize| plan.boots_first == Some(works[*i].image.slot.as_str());
+    let mut order: Vec<usize> = (0..works.len()).collect();
+    order.sort_by_key(|i| boots_first(i) == (first == First::Others));
+    order
+}
+
 /// Writes all heads, that of the slot which the bootloader reads first after all others.
 fn publish(
     mut works: Vec<Work<'_>>,
     plan: &Plan<'_>,
     heads: &Heads<'_>,
 ) -> Result<Vec<Written>, InstallError> {
-    let last = |work: &Work<'_>| plan.boots_first == Some(work.image.slot.as_str());
-    let mut order: Vec<usize> = (0..works.len()).collect();
-    order.sort_by_key(|i| last(&works[*i]));
-    for work in order {
-        let work = &mut works[work];
+    for i in order(&works, plan, First::Others) {
+        let work = &mut works[i];
         work.publish(heads).map_err(|fault| InstallError::at(&work.image.slot, fault))?;
     }
     for work in &works {

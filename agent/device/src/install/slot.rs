@@ -192,14 +192,15 @@ mod tests {
     #[test]
     fn marks_are_blocks_of_their_own_and_nothing_of_a_head_is_left_out() {
         for (align, len, wanted) in [
-            (512, HEAD, vec![0..512, 1024..1536]),
-            (1024, HEAD, vec![0..1024, 1024..2048]),
-            (4096, HEAD, vec![0..4096]),
-            (512, 1024, vec![0..512]),
-            (512, 512, vec![0..512]),
+            (512, HEAD, &[(0, 512), (1024, 1536)][..]),
+            (1024, HEAD, &[(0, 1024), (1024, 2048)]),
+            (4096, HEAD, &[(0, 4096)]),
+            (512, 1024, &[(0, 512)]),
+            (512, 512, &[(0, 512)]),
         ] {
             let marks = marks(align, len);
-            assert_eq!(marks, wanted, "{align} {len}");
+            let ends: Vec<_> = marks.iter().map(|mark| (mark.start, mark.end)).collect();
+            assert_eq!(ends, wanted, "{align} {len}");
             let mut all: Vec<_> = unmarked(&marks, len).chain(marks.clone()).collect();
             all.sort_by_key(|range| range.start);
             assert_eq!(all.iter().map(|r| r.len()).sum::<usize>(), len);

@@ -10,6 +10,9 @@
 //!   permanent, never "rolled back" unless it was tried.
 //! - At the end the device waits for its next job, in a set that each further reset leads to.
 //!
+//! Not judged: what the firmware keeps beside the disk (`LoaderEntryOneShot`). It names an entry with its counter, which is
+//! first without it, and no other.
+//!
 //! The loaders' models are held to the real loaders by the tests of the back ends, and by [`Judge::expected`]: what a real
 //! device does with some of the states is compared with it.
 
@@ -41,8 +44,8 @@ use reader::Reader;
 use record::Places;
 use slots::{Content, EXT4, KERNEL, Place, Slots};
 
-/// More failures than anybody reads.
-const KEPT: usize = 20;
+/// More kinds of failures than anybody reads.
+const KEPT: usize = 50;
 
 /// A version of the whole set.
 #[derive(Debug, Clone)]
@@ -71,12 +74,12 @@ pub struct Scene<'a> {
 pub struct Report {
     /// How many by kind of model.
     pub states: BTreeMap<&'static str, u64>,
-    /// How many of them differ in what loader, agent or slots would see.
-    pub distinct: usize,
-    /// Failures, the first ones with cut and reason.
+    /// Of those that differ in what loader, agent or slots would see, the first of each: what to switch on.
+    pub distinct: Vec<Cut>,
+    /// How many break a promise.
     pub failed: u64,
-    /// Those.
-    pub failures: Vec<(Cut, String)>,
+    /// By reason how many, and the first one.
+    pub failures: BTreeMap<String, (u64, Cut)>,
 }
 
 impl Report {
@@ -88,8 +91,8 @@ impl Report {
 
     fn fail(&mut self, cut: Cut, why: String) {
         self.failed += 1;
-        if self.failures.len() < KEPT {
-            self.failures.push((cut, why));
+        if self.failures.len() < KEPT || self.failures.contains_key(&why) {
+            self.failures.entry(why).or_insert((0, cut)).0 += 1;
         }
     }
 }
@@ -206,11 +209,14 @@ impl<'a> Judge<'a> {
             if !cut.repeat {
                 *report.states.entry(kind(cut.model)).or_default() += 1;
             }
+            let known = self.seen.len();
             if let Err(why) = self.state(&state)? {
                 report.fail(cut, why);
             }
+            if self.seen.len() > known && !cut.repeat {
+                report.distinct.push(cut);
+            }
         }
-        report.distinct = self.seen.len();
         Ok(report)
     }
 

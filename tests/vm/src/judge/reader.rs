@@ -172,8 +172,10 @@ impl Reader {
             let fat = &fats[fixed.volume];
             let entry = fat.find(&fixed.path).map_err(|e| e.to_string())?;
             let place = fat.extent(&entry).map(|(start, len)| start..start + len);
-            if (entry.len, place) != (fixed.entry.len, Some(fixed.place.clone())) {
-                return Err(format!("{} is not where it was", fixed.path));
+            if (entry.len, place.as_ref()) != (fixed.entry.len, Some(&fixed.place)) {
+                let was = (fixed.entry.len, Some(&fixed.place));
+                let path = &fixed.path;
+                return Err(format!("{path} is not where it was: {was:?}, now {:?}", (entry.len, &place)));
             }
         }
         if self.chain == Chain::Grub {

@@ -39,8 +39,8 @@ pub(crate) struct State {
     /// Panics at the next write.
     pub(crate) panic: bool,
     pub(crate) operations: usize,
-    /// Order in which heads came to all disks that share it.
-    pub(crate) published: Option<Arc<Mutex<Vec<String>>>>,
+    /// Order in which heads went from and came to all disks that share it.
+    pub(crate) turns: Option<Arc<Mutex<Vec<String>>>>,
     pub(crate) name: String,
 }
 
@@ -114,6 +114,14 @@ impl Disk {
         Self(Arc::new(Mutex::new(State { durable: content, name: name.to_owned(), ..State::default() })))
     }
 
+    fn turn(&self, now: &str) {
+        self.with(|s| {
+            if let Some(all) = &s.turns {
+                all.lock().unwrap().push(format!("{} {now} head", s.name));
+            }
+        });
+    }
+
     pub(crate) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
         f(&mut self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
@@ -141,7 +149,9 @@ impl Slot for Disk {
     }
 
     fn spoil(&mut self) -> io::Result<()> {
-        slot::spoil_in_place(self)
+        slot::spoil_in_place(self)?;
+        self.turn("without");
+        Ok(())
     }
 
     fn begin(&mut self, _keep: u64) -> io::Result<()> {
@@ -202,11 +212,7 @@ impl Slot for Disk {
 
     fn publish(&mut self, head: &[u8]) -> io::Result<()> {
         slot::publish_in_place(self, head)?;
-        self.with(|s| {
-            if let Some(all) = &s.published {
-                all.lock().unwrap().push(s.name.clone());
-            }
-        });
+        self.turn("with");
         Ok(())
     }
 

@@ -102,16 +102,17 @@ impl Machine {
 }
 
 #[test]
-fn both_images_are_written_and_what_boots_first_comes_last() {
+fn both_images_are_written_and_what_boots_first_goes_first_and_comes_last() {
     let machine = Machine::new();
     let order = Arc::new(Mutex::new(Vec::new()));
     for disk in &machine.disks {
-        disk.with(|s| s.published = Some(order.clone()));
+        disk.with(|s| s.turns = Some(order.clone()));
     }
     let mut fetch = machine.fetch();
     let written = machine.install(&mut fetch, &mut Log::default()).unwrap();
     machine.assert_installed();
-    assert_eq!(*order.lock().unwrap(), ["rootfs", "boot"]);
+    let turns = ["boot without head", "rootfs without head", "rootfs with head", "boot with head"];
+    assert_eq!(*order.lock().unwrap(), turns);
     for (w, raw) in written.iter().zip(&machine.raws) {
         assert_eq!((w.size, w.sha256, w.resumed), (raw.len() as u64, support::sha256(raw), false));
     }

@@ -9,7 +9,7 @@ use otandem_images::{Chain, SlotImage};
 use otandem_lab::{Access, Scheme};
 use otandem_vm::judge::{Expected, Judge, Report, Scene, Version, places};
 use otandem_vm::stage::{BOOT, Offer, Setup, Stage, release};
-use otandem_vm::{DiskFile, Image, Models, PowerOn, Recording, Replay, copy_sparse, sample};
+use otandem_vm::{Cut, DiskFile, Image, Models, PowerOn, Recording, Replay, copy_sparse, sample};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -25,8 +25,8 @@ const EXTRA: usize = 256 << 10;
 /// The jobs of a recording with what they install where.
 const JOBS: [(&str, &str, &str); 2] = [("first", "2.0", "B"), ("second", "3.0", "A")];
 
-/// Names a folder in which recordings stay, to be judged again without making them again (and then nothing is switched
-/// on: the devices' cloud is gone).
+/// Names a folder in which recordings stay, to be judged again, by another judge, without making them again. Nothing is
+/// switched on then: the devices' cloud is gone. With another agent the images are other ones, and new recordings due.
 const KEEP: &str = "OTANDEM_RECORDINGS";
 
 /// A recording and what it is of.
@@ -60,7 +60,7 @@ pub fn power_cuts(chain: Chain, quick: bool) {
     let report = Judge::new(&base, &scene, &places).unwrap().all(&replay, &cuts).unwrap();
     tell(chain, &replay, &report, begin.elapsed());
     let wanted = if quick { BOOTS_QUICK } else { BOOTS };
-    let sampled = if recorded.old || report.failed > 0 { vec![] } else { sample(&cuts, wanted, SAMPLE) };
+    let sampled = if recorded.old || report.failed > 0 { vec![] } else { chosen(&report, &cuts, wanted) };
     let begin = Instant::now();
     for cut in &sampled {
         // A judge looks at what changed since its last state: one that starts anew sees all.
@@ -75,6 +75,14 @@ pub fn power_cuts(chain: Chain, quick: bool) {
     assert_eq!(report.failed, 0, "states that break a promise");
 }
 
+/// States to switch on: half of them each the first of its kind, and half of them any.
+fn chosen(report: &Report, cuts: &[Cut], count: usize) -> Vec<Cut> {
+    let mut chosen = sample(&report.distinct, count / 2, SAMPLE);
+    chosen.extend(sample(cuts, count - chosen.len(), SAMPLE));
+    chosen.sort_unstable();
+    chosen
+}
+
 /// One line for a chain, and one for each failure.
 fn tell(chain: Chain, replay: &Replay, report: &Report, time: Duration) {
     let models: Vec<String> = report.states.iter().map(|(model, count)| format!("{model} {count}")).collect();
@@ -85,12 +93,17 @@ fn tell(chain: Chain, replay: &Replay, report: &Report, time: Duration) {
         replay.flushes(),
         report.total(),
         models.join(", "),
-        report.distinct,
+        report.distinct.len(),
         report.failed,
         time.as_secs()
     );
-    for (cut, why) in &report.failures {
-        println!("{}: after entry {}, {:?}: {why}", chain.name(), cut.after, cut.model);
+    for (why, (count, cut)) in &report.failures {
+        println!(
+            "{}: {count} states, the first after entry {}, {:?}: {why}",
+            chain.name(),
+            cut.after,
+            cut.model
+        );
     }
 }
 
