@@ -205,7 +205,10 @@ impl Stage {
 
     /// A command in the guest that has to succeed, and what it said.
     pub fn sh(&mut self, command: &str) -> String {
-        self.vm.ok(command, COMMAND).unwrap()
+        let said = self.vm.ok(command, COMMAND).unwrap();
+        // The agent's log is on the same line.
+        let own: Vec<&str> = said.lines().filter(|line| !line.starts_with("agent: ")).collect();
+        own.join("\n")
     }
 
     /// `otandem status --json`
