@@ -22,8 +22,9 @@ const NOT_UP: &str = "rolled back: set B was tried and did not stay up";
 pub fn agent_killed_and_reset_in_the_trial(chain: Chain) {
     let mut stage = undecided(chain);
     // What is started anew goes on with the trial; so the last life of the agent ends with the device.
+    let connects = stage.counters().connects.get(&stage.thing).copied().unwrap_or_default();
     stage.sh("kill -KILL $(pidof otandem)");
-    stage.wait_phase("trial");
+    stage.wait_connected(connects + 1);
     stage.sh("sync");
     stage.vm.reset().unwrap();
     back_on_a(stage, "rolled back: trial ended without a verdict");
@@ -45,7 +46,11 @@ fn undecided(chain: Chain) -> Stage {
     let offer = stage.publish(&root);
     stage.job("bad", &offer.document);
     stage.expect_up("B", "2.0");
-    stage.wait_phase("trial");
+    // It is told after it is on disk.
+    stage.wait_lab("a report of the trial", |lab| {
+        let details = lab.jobs.execution(&stage.thing, "bad")?.details.clone()?;
+        (details.get("phase")? == "trial").then_some(())
+    });
     stage
 }
 

@@ -6,7 +6,7 @@ use otandem_images::Chain;
 use otandem_lab::Status;
 use otandem_vm::Link;
 use otandem_vm::boot_files::{self, BootFiles};
-use otandem_vm::stage::{BOOT, Offer, Setup, Stage, release};
+use otandem_vm::stage::{Offer, Setup, Stage, release};
 
 /// Boots without an update.
 const ORDINARY_BOOTS: usize = 20;
@@ -150,7 +150,7 @@ pub fn sent(stage: &Stage, offer: &Offer) -> u64 {
 
 /// The name of the boot that runs.
 pub fn boot_id(stage: &mut Stage) -> String {
-    stage.vm.ok("cat /proc/sys/kernel/random/boot_id", BOOT).unwrap()
+    stage.sh("cat /proc/sys/kernel/random/boot_id")
 }
 
 fn assert_same(before: &BootFiles, after: &BootFiles) {
