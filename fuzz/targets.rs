@@ -8,8 +8,9 @@ use otandem_core::{fota, frame, image, jobs, record, seal};
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 6] = [
+pub const ALL: [(&str, Target); 7] = [
     ("job_document", job_document),
+    ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
     ("frame", frame_of_a_record),
     ("record", record_of_a_device),
@@ -24,6 +25,21 @@ pub fn job_document(data: &[u8]) {
         for image in &document.images {
             let sha256 = image.raw.sha256.is_some() || image.file.sha256.is_some();
             assert!(sha256 || (image.file.md5.is_some() && image.source.starts_with("https:")), "no trust");
+        }
+    }
+}
+
+/// A document of a general job as text.
+pub fn job_plan(data: &[u8]) {
+    if let Ok(jobs::document::JobDocument::Plan(plan)) = jobs::document::parse_text(data, Default::default())
+    {
+        for step in plan.all_steps() {
+            let installs = matches!(step.action, jobs::document::Action::Install { .. });
+            assert!(
+                installs || step.argv().first().is_some_and(|a| !a.is_empty()),
+                "a step without a program"
+            );
+            assert!(step.argv().iter().all(|a| !a.contains('\0')), "an argument that cannot be passed");
         }
     }
 }

@@ -86,7 +86,7 @@ for round in listed last; do
           left_b=new
           run otandem_count
         fi
-        setenv bootargs "otandem.set=${set} root=PARTLABEL=${label} ro rootwait panic=3 ${otandem_args}"
+        setenv bootargs "otandem.set=${set} root=PARTLABEL=${label} ro rootwait=30 panic=3 ${otandem_args}"
         echo "otandem: booting ${set}"
         run otandem_boot
       fi

@@ -172,12 +172,6 @@ impl Chain {
         }
     }
 
-    /// What `[update]` of the device's configuration has for this chain alone.
-    pub(crate) const fn update(self) -> &'static str {
-        // An image for the root file system alone, as a person installs it by hand, takes the rest from the running set.
-        if self.kernel_in_root() { "" } else { "if-missing = { kernel = \"copy\", initrd = \"copy\" }\n" }
-    }
-
     /// Names and sizes of the partitions before the slots.
     pub(crate) fn boot_sizes(self) -> Vec<(&'static str, u64)> {
         match self {

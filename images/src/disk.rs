@@ -14,6 +14,9 @@ const MIB: u64 = 1 << 20;
 /// Bytes of a sector in the partition table.
 const SECTOR: u64 = 512;
 
+/// A certificate that has signed nothing.
+pub(crate) const NOBODY: &str = include_str!("../guest/wrong-ca.pem");
+
 /// What to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
@@ -62,7 +65,9 @@ impl Device {
     pub(crate) fn data_tree(&self) -> Tree {
         let mut tree = Tree::default();
         let console = if self.console == Console::Person { "person\n" } else { "machine\n" };
-        tree.folder("otandem").folder("certs").text("device/console", console);
+        tree.folder("otandem").text("device/console", console);
+        // Trusted until the device is given somebody to trust: nobody. Without any file, no download would begin.
+        tree.text("certs/ca.pem", NOBODY);
         for (path, bytes) in &self.data {
             let mode = if path.ends_with(".key") { 0o600 } else { 0o644 };
             tree.file(path, mode, bytes.clone());

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::debian::{self, Kernel};
+use crate::disk::NOBODY;
 use crate::tree::Tree;
 use crate::{Chain, ImageError, cpio, tools};
 
@@ -165,7 +166,6 @@ impl Root {
         let configuration = include_str!("../guest/otandem.toml")
             .replace("@SLOTS@\n", &chain.slots())
             .replace("@BOOTLOADER@", &chain.bootloader())
-            .replace("@UPDATE@\n", chain.update())
             .replace("@CA@", CA);
         root.text("etc/otandem/otandem.toml", &configuration);
         root.text("etc/otandem/health.d/10-device", &self.health);
@@ -202,7 +202,7 @@ impl Defect {
                 let text = root.bytes("etc/otandem/otandem.toml").unwrap_or_default();
                 let text = String::from_utf8_lossy(text).replace(CA, name);
                 root.text("etc/otandem/otandem.toml", &text);
-                root.text(name, include_str!("../guest/wrong-ca.pem"));
+                root.text(name, NOBODY);
             }
             Self::HangsEarly => {
                 root.text("etc/init.d/defect", include_str!("../guest/defect-hangs-early"));

@@ -1,10 +1,11 @@
 //! A device for a person: built once, kept, started on this terminal.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
-use otandem_images::{Console, Defect, Device, Disk, Release, Root, Workshop};
+use otandem_images::{Console, Defect, Device, Disk, Release, Root, SlotImage, Workshop};
 use otandem_system_tests::binary;
 
 use crate::{Play, What};
@@ -14,22 +15,18 @@ const FIRST: &str = "1.0";
 const SECOND: &str = "2.0";
 /// One that is not well.
 const SICK: &str = "3.0-sick";
+/// Serves the images of the data partition; started in the guest when a person is at the console.
+const SERVER: &str = "http://127.0.0.1:8000";
 const MIB: u64 = 1 << 20;
 /// Room for the images that are there to be installed.
 const DATA: u64 = 256 * MIB;
 
-/// Writes `FOLDER/disk.img` (and `vars.fd`) and, for each version, images to install.
+/// Writes `FOLDER/disk.img` (and `vars.fd`) and the images to install.
 pub(crate) fn build(what: &What, folder: &Path) -> Result<ExitCode, String> {
-    let (disk, releases) = make(what, Console::Machine, folder)?;
-    for release in &releases {
-        for image in &release.slots {
-            let name = file_name(release, image.slot);
-            let target = folder.join(&name);
-            std::fs::copy(&image.packed, &target).map_err(|e| format!("{}: {e}", target.display()))?;
-            let sum = folder.join(format!("{name}.sha256"));
-            let line = format!("{}  {name}\n", image.packed_sha256);
-            std::fs::write(&sum, line).map_err(|e| format!("{}: {e}", sum.display()))?;
-        }
+    let (disk, files) = make(what, Console::Machine, folder)?;
+    for (name, bytes) in &files {
+        let target = folder.join(name);
+        std::fs::write(&target, bytes).map_err(|e| format!("{}: {e}", target.display()))?;
     }
     let mut text = format!("{}\n", disk.image.display());
     for part in &disk.layout {
@@ -68,27 +65,52 @@ fn device(what: &What, factory: Root, console: Console) -> Device {
     device
 }
 
-/// A device with images on its data partition, in `folder`.
-fn make(what: &What, console: Console, folder: &Path) -> Result<(Disk, Vec<Release>), String> {
+/// Files by their name.
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// A device with images on its data partition, in `folder`; and these images.
+fn make(what: &What, console: Console, folder: &Path) -> Result<(Disk, Files), String> {
     let agent = agent(what)?;
     let workshop = Workshop::in_target(what.chain).map_err(|e| e.to_string())?;
     println!("making the device and the images to install ...");
     let mut device = device(what, Root::new(FIRST, Some(&agent)), console);
-    let mut releases = Vec::new();
+    let mut files = Files::new();
     for root in [Root::new(SECOND, Some(&agent)), Root::new(SICK, Some(&agent)).with(Defect::HealthHopeless)]
     {
         let release = workshop.release(&root, device.slot_size).map_err(|e| e.to_string())?;
         for image in &release.slots {
-            let name = format!("images/{}", file_name(&release, image.slot));
+            let name = file_name(&release, image);
             let bytes =
                 std::fs::read(&image.packed).map_err(|e| format!("{}: {e}", image.packed.display()))?;
-            device.data.insert(format!("{name}.sha256"), format!("{}  {name}\n", image.packed_sha256).into());
-            device.data.insert(name, bytes);
+            files.insert(format!("{name}.sha256"), format!("{}  {name}\n", image.packed_sha256).into());
+            files.insert(name, bytes);
         }
-        releases.push(release);
+        files.insert(format!("{}.json", release.version), document(&release).into());
     }
+    device.data.extend(files.iter().map(|(name, bytes)| (format!("images/{name}"), bytes.clone())));
     let disk = workshop.disk(&device, folder).map_err(|e| e.to_string())?;
-    Ok((disk, releases))
+    Ok((disk, files))
+}
+
+/// A job document that names all images of a set.
+fn document(release: &Release) -> String {
+    let images = release.slots.iter().map(|image| {
+        format!(
+            "  {{\"slot\": \"{}\", \"url\": \"{SERVER}/{}\", \"compression\": \"zstd\",\n   \
+             \"sha256\": \"{}\", \"size\": {},\n   \
+             \"file-sha256\": \"{}\", \"file-size\": {},\n   \
+             \"version\": \"{}\", \"compatible\": \"otandem-virtual\"}}",
+            image.slot,
+            file_name(release, image),
+            image.sha256,
+            image.size,
+            image.packed_sha256,
+            image.packed_size,
+            release.version,
+        )
+    });
+    let images = images.collect::<Vec<_>>().join(",\n");
+    format!("{{\"operation\": \"fota\", \"images\": [\n{images}\n]}}\n")
 }
 
 fn agent(what: &What) -> Result<PathBuf, String> {
@@ -98,8 +120,8 @@ fn agent(what: &What) -> Result<PathBuf, String> {
     }
 }
 
-fn file_name(release: &Release, slot: &str) -> String {
-    format!("{}-{slot}.img.zst", release.version)
+fn file_name(release: &Release, image: &SlotImage) -> String {
+    format!("{}-{}.img.zst", release.version, image.slot)
 }
 
 fn words(disk: &Disk) -> String {

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::boot::SetId;
 use crate::image::{Checkpoint, Md5, Sha256};
+use crate::jobs::running::RunningJob;
+use crate::jobs::wire::Details;
 use crate::time::Boottime;
 use crate::update::{JobKey, Origin, Outcome, Reason, Update};
 
@@ -21,6 +23,8 @@ pub const FINISHED_KEPT: usize = 16;
 pub const BANS_KEPT: usize = 16;
 /// Outcomes that wait for the cloud. More cannot pile up in practice, since no new job is taken while one waits.
 pub const OUTBOX_KEPT: usize = 16;
+/// Outcomes in the outbox that keep what the programs of their jobs wrote.
+pub const DETAILS_KEPT: usize = 4;
 /// Bytes of the encoded record at most; the store preallocates for this.
 pub const MAX_ENCODED: usize = 192 * 1024;
 
@@ -193,6 +197,9 @@ pub struct Finished {
     /// The seal that goes with the outcome.
     #[serde(default)]
     pub seal: Option<String>,
+    /// More that goes with it: what the programs of a general job wrote. Kept until it was told.
+    #[serde(default, skip_serializing_if = "Details::is_empty")]
+    pub details: Details,
 }
 
 /// A set of raw digests that is refused.
@@ -245,6 +252,9 @@ pub struct Record {
     /// How often each slot was written, by `set.slot`: outlives what the slot held.
     #[serde(default)]
     pub installs: BTreeMap<String, u32>,
+    /// The general job that runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<RunningJob>,
     /// How the last update ended, for `status`.
     #[serde(default)]
     pub last: Option<Outcome>,
@@ -268,6 +278,7 @@ impl Default for Record {
             slots_a: SlotStatuses::new(),
             slots_b: SlotStatuses::new(),
             installs: BTreeMap::new(),
+            job: None,
             last: None,
             wall: 0,
         }
@@ -347,6 +358,9 @@ impl Record {
         self.outbox.retain(|f| !foreign(&f.key));
         self.finished.retain(|f| !foreign(&f.key));
         let mut found = before != (self.outbox.len(), self.finished.len());
+        if self.job.take_if(|job| foreign(&job.key)).is_some() {
+            found = true;
+        }
         if self.state.update().and_then(|u| u.origin.open_job()).is_some_and(foreign) {
             found = true;
             match &mut self.state {
@@ -377,9 +391,12 @@ impl Record {
             self.outbox.retain(|f| f.key != finished.key);
             self.outbox.push(finished.clone());
             keep_last(&mut self.outbox, OUTBOX_KEPT);
+            // What programs wrote is much; of more than the last few only the outcome is kept.
+            let old = self.outbox.len().saturating_sub(DETAILS_KEPT);
+            self.outbox.iter_mut().take(old).for_each(|f| f.details.clear());
         }
         self.finished.retain(|f| f.key != finished.key);
-        self.finished.push(finished);
+        self.finished.push(Finished { details: Details::new(), ..finished });
         keep_last(&mut self.finished, FINISHED_KEPT);
     }
 

@@ -82,8 +82,12 @@ pub fn verdict(record: Option<&Record>, facts: &Facts) -> Verdict {
             SetState::Tried => {
                 back(Cause::NoVerdict, format!("set {} was tried and did not stay up", update.target))
             }
-            // Armed it was bootable. The target itself has given up, and could not save why: no fault of the image.
-            SetState::Bad => back(Cause::Device, "trial ended without a verdict"),
+            // Armed it was bootable. Either the target gave up and could not save why, or arming was taken back and that
+            // could not be saved: neither is claimed, and the image is not at fault.
+            SetState::Bad => back(
+                Cause::NotTried,
+                format!("set {} is not bootable any more, and no record says why", update.target),
+            ),
             _ => back(Cause::NotTried, format!("bootloader did not try set {}", update.target)),
         },
         State::Trial { .. } if on_target => Verdict::Trial,
@@ -227,9 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn armed_old_set_new_boot_target_bad_gave_itself_up_without_a_record_of_it() {
+    fn armed_old_set_new_boot_target_bad_claims_neither_a_trial_nor_none() {
         let v = verdict(Some(&armed("boot-1")), &on_a(SetId::A, SetState::Bad));
-        assert_eq!(v, back(Cause::Device, "trial ended without a verdict"));
+        assert_eq!(v, back(Cause::NotTried, "set B is not bootable any more, and no record says why"));
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod model;
 mod ban;
 #[path = "rules/boot.rs"]
 mod boot;
+#[path = "rules/general.rs"]
+mod general;
 #[path = "rules/job.rs"]
 mod job;
 #[path = "rules/people.rs"]

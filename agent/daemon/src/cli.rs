@@ -21,11 +21,11 @@ pub struct Cli {
     pub command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check), 10 a reset is due (fota handle), \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check) or the job failed (job run), 10 a reset is due (fota handle), \
 64 wrong usage, 65 wrong input, 66 input cannot be read, 69 nobody answers, 70 defect, 71 system, \
 73 cannot write, 74 I/O, 75 not now, 76 protocol, 77 not allowed, 78 configuration.";
 
-/// The commands. All but `run`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
+/// The commands. All but `run`, `job`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
 /// none runs.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
@@ -46,6 +46,9 @@ pub enum Command {
     /// The steps of a FOTA job, one by one or all together
     #[command(subcommand)]
     Fota(Fota),
+    /// Look at the document of a general job, or run it here
+    #[command(subcommand)]
+    Job(Job),
     /// Look at the configuration
     #[command(subcommand)]
     Config(Config),
@@ -181,6 +184,33 @@ pub struct Handle {
     /// Gets the document of every other job on standard input; exit 0: the job succeeded
     #[arg(long, value_name = "PROGRAM")]
     pub job_callback: Option<PathBuf>,
+}
+
+/// `otandem job`: without the cloud, and whether or not a daemon runs.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum Job {
+    /// Print what a document would do, as JSON; run nothing
+    Plan {
+        /// Job document; "-": standard input
+        #[arg(value_name = "FILE")]
+        document: PathBuf,
+    },
+    /// Run a document here and print its status, as it would be told to the cloud
+    Run(RunJob),
+}
+
+/// `otandem job run`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RunJob {
+    /// Job document; "-": standard input
+    #[arg(value_name = "FILE")]
+    pub document: PathBuf,
+    /// Take handlers from here instead of jobs.handler-directory
+    #[arg(long, value_name = "DIR")]
+    pub handler_directory: Option<PathBuf>,
+    /// What the programs of the job are told as its name
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    pub job_id: String,
 }
 
 /// `otandem config`

@@ -13,6 +13,7 @@ use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
 use crate::config::{BootKind, Bootloader, CloudSettings, NetworkSettings, UpdateSettings};
 use crate::feature::Feature;
+use crate::feature::jobs::Others;
 
 /// The functions of this build, for `--version` and for errors that say what to build.
 #[must_use]
@@ -146,15 +147,10 @@ pub fn connect(
 
 /// Everything that uses the cloud session, for this device.
 #[must_use]
-pub fn cloud(identity: Identity, rules: JobRules, callback: Option<String>) -> Vec<Box<dyn Feature>> {
+pub fn cloud(identity: Identity, rules: JobRules, others: Others) -> Vec<Box<dyn Feature>> {
     let mut features: Vec<Box<dyn Feature>> = vec![];
     if cfg!(feature = "jobs") {
-        features.push(Box::new(crate::feature::jobs::Jobs::new(
-            identity,
-            rules,
-            callback,
-            fastrand::u64(..),
-        )));
+        features.push(Box::new(crate::feature::jobs::Jobs::new(identity, rules, others, fastrand::u64(..))));
     }
     features
 }

@@ -16,6 +16,7 @@ pub mod feature;
 pub mod features;
 pub mod fetch;
 pub mod fota;
+mod general;
 pub mod log;
 pub mod notify;
 pub mod progress;

@@ -15,6 +15,7 @@ extern crate self as otandem_device;
 pub mod cert;
 mod features;
 pub mod install;
+pub mod jobs;
 pub mod machine;
 pub mod memory;
 pub mod run;

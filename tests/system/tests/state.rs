@@ -277,7 +277,10 @@ fn state_that_became_read_only_rolls_the_trial_back() {
     tmpfs.remount("rw");
     world.device.power_on().unwrap();
     let (status, reason) = world.wait_end("update");
-    assert!(status == Status::Failed && reason.contains("rolled back"), "{status:?} {reason}");
+    assert!(
+        status == Status::Failed && reason.contains("set B is not bootable any more"),
+        "{status:?} {reason}"
+    );
     let image = world.image("3.0", Health::Good);
     world.run("next", &world.publish(&image, Packing::Zstd).document, Status::Succeeded, "set B (3.0)");
     world.device.power_off().unwrap();

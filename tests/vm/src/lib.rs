@@ -16,10 +16,12 @@
 //! Start reading at [`Vm`], then at [`Replay`].
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
+pub mod boot_files;
 pub mod chain;
 pub mod digests;
 pub mod disk;
 mod extents;
+pub mod judge;
 pub mod replay;
 pub mod stage;
 pub mod vm;

@@ -21,7 +21,7 @@ use thiserror::Error;
 
 pub use models::{Cut, Model, Models, sample};
 
-use models::{reordered, shortened, torn};
+use models::{Window, reordered, shortened, torn};
 
 use crate::disk::{DiskFile, Piece, Sectors, Source, copy_sparse};
 use crate::extents::Extents;
@@ -154,10 +154,12 @@ impl Replay {
     /// bytes as another is there once, except for [`Model::DropSinceFlush`], see [`Cut::repeat`].
     pub fn cuts(&self, models: Models) -> Vec<Cut> {
         let mut cuts = vec![Cut { after: 0, model: Model::Prefix, repeat: false }];
-        let (mut pending, mut any_fua) = (0_u64, false);
+        let (mut pending, mut any_fua, mut flushed) = (0_u64, false, 0);
+        let mut window = Window::default();
         for (at, step) in self.steps.iter().enumerate() {
             if step.flush {
-                (pending, any_fua) = (0, false);
+                (pending, any_fua, flushed) = (0, false, at);
+                window = Window::default();
             }
             if step.len == 0 {
                 continue;
@@ -175,9 +177,10 @@ impl Replay {
                 add(Model::DropSinceFlush, !any_fua);
             }
             if pending > 1 {
-                for n in 0..models.reorder {
-                    // Each moment has seeds of its own, so that a write is not always lost or always kept.
-                    add(Model::ReorderSinceFlush { seed: after * models.reorder + n }, false);
+                // Each moment has seeds of its own, so that a write is not always lost or always kept.
+                let seeds = after * models.reorder..(after + 1) * models.reorder;
+                for seed in window.orders(&self.steps[flushed..=at], seeds) {
+                    add(Model::ReorderSinceFlush { seed }, false);
                 }
             }
         }

@@ -16,6 +16,7 @@ use otandem_system_tests::{CloudSide, binary};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::boot_files::{self, BootFiles};
 use crate::vm::limits::stretch;
 use crate::{Definition, DiskFile, PowerOn, Sectors as _, Up, Vm, Workplace};
 
@@ -114,6 +115,7 @@ pub struct Stage {
     pub chain: Chain,
     workshop: Workshop,
     disk: Disk,
+    factory: Root,
     slot_size: u64,
 }
 
@@ -166,12 +168,13 @@ impl Stage {
             Definition { args: disk.firmware_arguments(), disk: disk.image.clone(), memory_mib: MEMORY_MIB };
         let cloud = CloudSide { lab, thing: THING.into(), limit: UPDATE.mul_f64(stretch()) };
         let vm = Vm::new(workplace, definition);
-        Self { cloud, vm, chain, workshop, disk, slot_size: device.slot_size }
+        Self { cloud, vm, chain, workshop, disk, slot_size: device.slot_size, factory: device.factory }
     }
 
     /// Presses the power button and waits for the factory image: up, in set A, settled.
     pub fn power_on(&mut self) {
-        self.boot("A", "1.0");
+        let version = self.factory.version.clone();
+        self.boot("A", &version);
         self.wait_settled();
     }
 
@@ -193,6 +196,24 @@ impl Stage {
         let wait = "n=0; until [ -e /run/otandem/settled ] || [ $n = 600 ]; do sleep 0.1; n=$((n+1)); done; \
                     [ -e /run/otandem/settled ]";
         self.vm.ok(wait, BOOT).unwrap();
+    }
+
+    /// Waits until the agent says that its update is in this phase.
+    pub fn wait_phase(&mut self, phase: &str) {
+        self.wait_status_says(&format!("\"phase\": *\"{phase}\""));
+    }
+
+    /// Waits until the running set's counter is full again and the agent takes jobs.
+    pub fn wait_ready(&mut self) {
+        self.wait_status_says("\"ready\": *true");
+    }
+
+    fn wait_status_says(&mut self, pattern: &str) {
+        let wait = format!(
+            "n=0; until otandem status --json 2>/dev/null | grep -q '{pattern}' || [ $n = 300 ]; do sleep 0.1; \
+             n=$((n+1)); done; [ $n -lt 300 ]"
+        );
+        self.vm.ok(&wait, BOOT).unwrap();
     }
 
     /// A command in the guest that has to succeed, and what it said.
@@ -289,6 +310,45 @@ impl Stage {
     #[must_use]
     pub fn partition(&self, name: &str) -> &Partition {
         self.disk.partition(name).unwrap_or_else(|| panic!("no partition {name}"))
+    }
+
+    /// All partitions, in the order of the disk.
+    #[must_use]
+    pub fn layout(&self) -> &[Partition] {
+        &self.disk.layout
+    }
+
+    /// The disk with its layout.
+    #[must_use]
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// What the boot chain keeps beside the slots, as far as the guest has sent it to its disk.
+    #[must_use]
+    pub fn boot_files(&self) -> BootFiles {
+        boot_files::read(&self.disk).unwrap()
+    }
+
+    /// Set A is, byte for byte, as it left the factory. The device must be off.
+    pub fn assert_factory_untouched(&self) {
+        let release = self.release(&self.factory);
+        let mut files = BootFiles::new();
+        if !self.chain.kernel_in_root() {
+            files = self.boot_files();
+        }
+        for slot in &release.slots {
+            let expected = std::fs::read(&slot.path).unwrap();
+            let found = match slot.slot {
+                "rootfs" => boot_files::bytes(&self.disk, self.partition("root-a")).unwrap(),
+                "kernel" => files.remove("esp/otandem/a/vmlinuz").unwrap(),
+                "initrd" => files.remove("esp/otandem/a/initrd").unwrap(),
+                other => panic!("where does slot {other} lie?"),
+            };
+            // A file slot may be larger than what it holds.
+            let found = found.get(..expected.len()).unwrap_or_default();
+            assert!(found == expected, "slot {} of set A was written", slot.slot);
+        }
     }
 
     /// What must hold at the end of every scenario, and then the end.

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use super::conditions::Facts;
+use super::document::{self, Action, JobDocument, JobPlan, OldSchema};
+use super::running::RunningJob;
 use super::wire::Execution;
 use crate::fota::{self, Document};
 use crate::image::Image;
@@ -21,6 +24,52 @@ pub struct JobRules {
     pub require_cloud: bool,
     /// How far a job goes by itself.
     pub then: Then,
+}
+
+/// What the configuration says about general jobs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct GeneralRules {
+    /// How documents of the old schema are read.
+    pub old_schema: OldSchema,
+    /// What conditions may ask for, beside the booted set.
+    pub facts: Facts,
+}
+
+/// A general job, ready to run. One that goes on after its reboot begins with the step that is next.
+///
+/// # Errors
+/// The outcome: the document is wrong, or not for this device.
+pub fn general(
+    execution: &Execution,
+    machine: &Machine,
+    boot_id: &str,
+    rules: &GeneralRules,
+) -> Result<(RunningJob, JobPlan), Outcome> {
+    let plan = match document::parse(&execution.document, rules.old_schema)? {
+        JobDocument::Plan(plan) => plan,
+        JobDocument::Fota(_) => return Err(Outcome::rejected("a firmware job is no general job")),
+    };
+    if plan.all_steps().any(|step| matches!(step.action, Action::Install { .. })) {
+        return Err(Outcome::rejected("steps of type installImage cannot be run by this version"));
+    }
+    let next = machine.interrupted_job().filter(|job| job.key == execution.key).map(|job| job.step);
+    if next.is_none() {
+        let mut facts = rules.facts.clone();
+        facts.extend(machine.booted().map(|set| ("bootedSet".to_owned(), set.to_string())));
+        plan.check_conditions(&facts)?;
+    }
+    let step = next.unwrap_or(0);
+    let name = plan.all_steps().nth(step).map(|step| step.name.clone()).unwrap_or_default();
+    let job = RunningJob {
+        key: execution.key.clone(),
+        boot_id: boot_id.to_owned(),
+        step: 0,
+        steps: plan.all_steps().count(),
+        name: String::new(),
+        rerunnable: plan.rerunnable,
+        closed: false,
+    };
+    Ok((job.at(step, &name), plan))
 }
 
 /// What an execution means here.

@@ -4,7 +4,15 @@
 //! On connect: flush the outbox and wait for its answers; then, if an update is under way, ask whether its job lives;
 //! else ask for the next one. `notify-next` is only a hint to ask.
 
+pub mod command;
+pub mod conditions;
+pub mod document;
+mod fields;
 pub mod intake;
+pub mod output;
+pub mod running;
+pub mod show;
+pub mod verdict;
 pub mod wire;
 
 use std::collections::VecDeque;
@@ -479,6 +487,9 @@ fn terminal_details(finished: &Finished, plain: bool) -> Details {
     let mut details = Details::new();
     let text = if plain { wire::plain_detail(reason) } else { wire::detail(reason) };
     details.insert("reason".into(), text);
+    for (name, text) in &finished.details {
+        details.insert(name.clone(), if plain { output::plain(text) } else { text.clone() });
+    }
     if let Some(seal) = finished.seal.as_ref().filter(|_| !plain) {
         details.insert(seal::DETAIL.into(), seal.clone());
     }

@@ -17,7 +17,12 @@ fn key(job: &str) -> JobKey {
 }
 
 fn ended(job: &str) -> Finished {
-    Finished { key: key(job), outcome: Some(Outcome::failed("line\ntwo é")), seal: Some("v1;x".into()) }
+    Finished {
+        key: key(job),
+        outcome: Some(Outcome::failed("line\ntwo é")),
+        seal: Some("v1;x".into()),
+        details: Details::new(),
+    }
 }
 
 fn published(out: &[Output]) -> Vec<(String, Value)> {

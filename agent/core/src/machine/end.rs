@@ -1,6 +1,7 @@
 //! Going back to the old set, and the end of every update.
 
 use super::{Action, Fetching, Hook, Machine, Now, Reboot};
+use crate::jobs::wire::Details;
 use crate::record::{Finished, State};
 use crate::seal::Seal;
 use crate::update::{Cause, JobKey, Origin, Outcome, Reason};
@@ -139,7 +140,8 @@ impl Machine {
         let outcome = outcome.map(Outcome::clipped);
         let (seal, origin) = (self.seal().map(|s| s.to_string()), update.origin.clone());
         if let Some(key) = origin.job() {
-            let finished = Finished { key: key.clone(), outcome: outcome.clone(), seal };
+            let finished =
+                Finished { key: key.clone(), outcome: outcome.clone(), seal, details: Details::new() };
             let tell = origin.open_job().is_some() && outcome.is_some();
             self.record.finish(finished, tell);
         }

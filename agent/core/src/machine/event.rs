@@ -5,6 +5,9 @@ use std::time::Duration;
 use super::Verb;
 use crate::boot::{Facts, SetId};
 use crate::image::{Checkpoint, Image, Md5, Sha256};
+use crate::jobs::document::JobPlan;
+use crate::jobs::running::RunningJob;
+use crate::jobs::wire::Details;
 use crate::seal::Seal;
 use crate::time::Boottime;
 use crate::update::{JobKey, Outcome, Update};
@@ -150,10 +153,47 @@ pub enum Event {
     Hook(Hook, HookAnswer),
     /// From the cloud.
     Cloud(Cloud),
+    /// About a general job.
+    Job(JobEvent),
     /// From a person.
     User(Verb),
     /// Time passed; see [`super::Machine::next_wake`].
     Tick,
+}
+
+/// What happened to a general job: steps that run beside the update machine. It only keeps what must outlive a power
+/// cut, so that a job ends in exactly one outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobEvent {
+    /// A start looks at the job that ran before it: the boot that this is, and whether its last step had said that it
+    /// reboots the device.
+    Found {
+        /// The boot.
+        boot_id: String,
+        /// See there.
+        asked_for_reboot: bool,
+    },
+    /// Run this, from the step that the job names; only while [`super::Machine::takes_jobs`], or for the job that
+    /// [`super::Machine::interrupted_job`] names.
+    Start(Box<RunningJob>, Box<JobPlan>),
+    /// This step is next.
+    Step {
+        /// Counted from 0.
+        step: usize,
+        /// Its name.
+        name: String,
+    },
+    /// It is over.
+    Ended {
+        /// Which one.
+        key: JobKey,
+        /// How.
+        outcome: Outcome,
+        /// More for the cloud.
+        details: Details,
+    },
+    /// The cloud ended it.
+    Closed(JobKey, String),
 }
 
 /// What to do. Nothing else in the program has an effect on an update. `Save`, the five boot actions and `Reboot`
@@ -187,6 +227,10 @@ pub enum Action {
     StopHealth,
     /// Answers once with [`Event::Hook`].
     RunHook(Hook),
+    /// Run the steps of a general job; each is told with [`JobEvent::Step`], the end with [`JobEvent::Ended`].
+    RunJob(Box<RunningJob>, Box<JobPlan>),
+    /// End its processes; it still ends in [`JobEvent::Ended`].
+    StopJob,
     /// Restart the device.
     Reboot,
     /// Tell the cloud where the job stands: phase, progress and [`super::Machine::seal`], as soon as there is a session.

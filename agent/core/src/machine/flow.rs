@@ -3,6 +3,7 @@
 use super::{Action, Fetching, Health, Hook, HookAnswer, MAX_RESUMES, Machine, Now, Wait, WrittenImage};
 use super::{PROGRESS_EVERY, PROGRESS_STEP};
 use crate::image::{Checkpoint, Image};
+use crate::jobs::wire::Details;
 use crate::record::{Finished, SlotStatus, State};
 use crate::update::{JobKey, Origin, Outcome, Then, Update};
 
@@ -110,13 +111,13 @@ impl Machine {
         }
         // A device that cannot save takes no job, and says so rather than letting it wait.
         let unsaved = self.run.unsaved.is_some();
-        if !self.ready() && !unsaved {
+        if !self.takes_jobs() && !unsaved {
             return vec![];
         }
         self.run.disk_armed = false;
         let outcome = Some(outcome.clipped());
         self.record.last.clone_from(&outcome);
-        self.record.finish(Finished { key, outcome, seal: None }, true);
+        self.record.finish(Finished { key, outcome, seal: None, details: Details::new() }, true);
         if unsaved { vec![Action::Flush] } else { vec![Action::Save, Action::Flush] }
     }
 

@@ -15,12 +15,14 @@
 //!
 //! `start` turns the verdict on a boot into the first actions; `flow` goes from an offer to a written set, `arm` to
 //! the reboot, `trial` to the confirmation, `end` back to the old set and to the outcome; `trouble` holds what fails
-//! and what time does; `user` is what people ask for. `event` and `rules` are the vocabulary.
+//! and what time does; `user` is what people ask for, `job` what
+//! general jobs need to survive. `event` and `rules` are the vocabulary.
 
 mod arm;
 mod end;
 mod event;
 mod flow;
+mod job;
 mod rules;
 mod start;
 mod trial;
@@ -34,7 +36,8 @@ use crate::record::{Finished, Record, State};
 use crate::time::Boottime;
 use crate::update::{Origin, Outcome, Then, Update};
 
-pub use event::{Action, Cloud, Event, Evidence, Health, Hook, HookAnswer, Now, WrittenImage};
+pub use event::{Action, Cloud, Event, Evidence, Health, Hook, HookAnswer, JobEvent, Now, WrittenImage};
+use job::JobRun;
 pub use rules::{Rules, Window};
 pub use user::Verb;
 
@@ -92,6 +95,8 @@ struct Run {
     restoring: bool,
     /// An adopted set is not well and has nowhere to go: said once.
     stays: bool,
+    /// How far the general job is.
+    job: JobRun,
     progress: Option<(u64, Option<u64>)>,
     reported: Option<(Boottime, u32)>,
 }
@@ -191,6 +196,7 @@ impl Machine {
     #[must_use]
     pub fn ready(&self) -> bool {
         self.record.state == State::Idle
+            && self.record.job.is_none()
             && self.run.kept
             && self.run.unsaved.is_none()
             && !self.run.restoring
@@ -211,6 +217,9 @@ impl Machine {
         }
         if self.run.restoring || self.run.reboot != Reboot::No {
             return Some("the device is about to reboot".into());
+        }
+        if let Some(job) = &self.record.job {
+            return Some(format!("{} runs: {}", job.key, job.progress()));
         }
         Some(match &self.record.state {
             State::Idle => match &self.run.health {
@@ -287,7 +296,7 @@ impl Machine {
         use State::{Accepted, Armed, Arming, Confirming, Idle, RollingBack, Trial, Writing, Written};
         if let Some(why) = &self.run.untouchable {
             let why = why.clone();
-            return self.step_untouchable(event, &why);
+            return self.step_untouchable(event, &why, now);
         }
         match (&self.record.state, event) {
             (_, Event::Failed(action, why)) => self.failed(*action, &why, now),
@@ -295,6 +304,7 @@ impl Machine {
             (_, Event::User(verb)) => self.user(verb, now),
             (_, Event::Tick) => self.tick(now),
             (_, Event::Cloud(Cloud::Acknowledged(key))) => self.acknowledged(&key),
+            (_, Event::Job(event)) => self.job(event),
 
             (Idle, Event::Offer(update)) => self.accept(*update, now),
             (Idle, Event::JobEnded(key, outcome)) => self.job_ended(key, outcome),
@@ -364,12 +374,15 @@ impl Machine {
         }
     }
 
-    fn step_untouchable(&mut self, event: Event, why: &str) -> Vec<Action> {
+    fn step_untouchable(&mut self, event: Event, why: &str, now: Now) -> Vec<Action> {
         match event {
             Event::User(_) => vec![Action::Answer(Err(why.to_owned()))],
             Event::Offer(update) => self.not_taken(&update),
             Event::JobEnded(key, outcome) if self.record.state == State::Idle => self.job_ended(key, outcome),
             Event::Cloud(Cloud::Acknowledged(key)) => self.acknowledged(&key),
+            Event::Job(event) => self.job(event),
+            Event::Failed(action, why) => self.job_action_failed(&action, &why, now),
+            Event::Tick => self.save_for_jobs(now),
             _ => vec![],
         }
     }
@@ -378,7 +391,7 @@ impl Machine {
     #[must_use]
     pub fn next_wake(&self) -> Option<Boottime> {
         if self.run.untouchable.is_some() {
-            return None;
+            return self.run.unsaved.map(|t| t.after(SAVE_RETRY));
         }
         let mut due: Vec<Boottime> = Vec::new();
         due.extend(self.run.unsaved.map(|t| t.after(SAVE_RETRY)));

@@ -90,7 +90,9 @@ impl Machine {
         ]
     }
 
-    pub(super) fn boot_id(&self) -> String {
+    /// The boot that this is, as the bootloader tells it; empty where it tells nothing.
+    #[must_use]
+    pub fn boot_id(&self) -> String {
         self.run.facts.as_ref().map(|f| f.boot_id.clone()).unwrap_or_default()
     }
 

@@ -12,8 +12,15 @@ impl Machine {
         let unsaved = || format!("the record cannot be saved: {why}");
         match (&self.record.state, action) {
             (_, Action::Reboot) => self.reboot_failed(why, now),
+            (_, action) if self.job_begins(&action) => self.job_action_failed(&action, why, now),
 
-            (State::Idle, Action::Save) => self.save_later(why, now),
+            (State::Idle, Action::Save) => {
+                // The save that failed has ended its list, and with it the sending. Bad news does not wait for the disk;
+                // what may go without it is decided where it is sent.
+                let mut actions = self.save_later(why, now);
+                actions.push(Action::Flush);
+                actions
+            }
             (State::Idle, Action::Arm(_)) if self.run.restoring => {
                 self.run.restoring = false;
                 self.late_fallback()
@@ -66,12 +73,11 @@ impl Machine {
         }
     }
 
-    fn save_later(&mut self, why: &str, now: Now) -> Vec<Action> {
+    pub(super) fn save_later(&mut self, why: &str, now: Now) -> Vec<Action> {
         if self.run.unsaved.replace(now.boot).is_some() {
             return vec![];
         }
-        // The save that failed has ended its list, and with it the sending of what may be told without it.
-        vec![Action::Say(format!("the record cannot be saved, trying again: {why}")), Action::Flush]
+        vec![Action::Say(format!("the record cannot be saved, trying again: {why}"))]
     }
 
     fn reboot_failed(&mut self, why: &str, now: Now) -> Vec<Action> {

@@ -28,6 +28,8 @@ pub use steps::{Palette, Step, steps};
 pub const ENDPOINT: &str = "cloud.example";
 pub const THING: &str = "thing-1";
 pub const SLOT: &str = "rootfs";
+/// Name of the job that is no update.
+pub const GENERAL_JOB: &str = "general";
 
 /// What an image does when it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

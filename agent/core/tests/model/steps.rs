@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
+use otandem_core::jobs::wire::Details;
 use otandem_core::machine::{Cloud, Event, Health, Hook, HookAnswer, Verb};
 use otandem_core::record::{Finished, Record, State};
 use otandem_core::update::{JobKey, Origin, Outcome, Then};
@@ -444,7 +445,7 @@ impl World {
             _ => State::Armed { update, boot_id },
         };
         let outcome = Some(Outcome::succeeded("theirs"));
-        let finished = Finished { key, outcome, seal: None };
+        let finished = Finished { key, outcome, seal: None, details: Details::new() };
         let mut record = Record { state, confirmed: Some(target.other()), ..Record::default() };
         record.outbox.push(finished.clone());
         record.finished.push(finished);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
+use otandem_core::jobs::wire::Details;
 use otandem_core::machine::{Action, Cloud, Event, Health, HookAnswer, PROGRESS_EVERY, WrittenImage};
 use otandem_core::record::{FINISHED_KEPT, Finished};
 use otandem_core::update::{Origin, Outcome, Then};
@@ -77,7 +78,7 @@ fn jobs_of_another_thing_are_disowned() {
     let key = world.jobs[job].key.clone();
     let mut record = world.record().clone();
     let outcome = Some(Outcome::failed("x"));
-    record.outbox.push(Finished { key: key.clone(), outcome, seal: None });
+    record.outbox.push(Finished { key: key.clone(), outcome, seal: None, details: Details::new() });
     assert!(!record.clone().disown(&key.endpoint, THING));
     assert!(record.disown(&key.endpoint, "the clone"));
     assert_eq!((record.state.name(), record.outbox.len()), ("idle", 0));
@@ -298,4 +299,20 @@ fn local_update_is_told_to_nobody_but_the_person() {
     assert_eq!(world.answers, [Ok("written and verified; not armed".to_owned())]);
     assert!(!world.env.listed(SetId::B));
     assert!(!world.done.iter().any(|a| *a == format!("{:?}", Action::Arm(SetId::B))));
+}
+
+#[test]
+fn refusal_for_want_of_a_disk_is_sent_without_the_disk() {
+    let mut world = device();
+    world.disk_broken = true;
+    let firmware = world.firmware(Firmware::good(0));
+    let job = world.new_job(firmware);
+    let mut update = world.local_update(firmware, Then::Reboot);
+    update.origin = Origin::Job { key: world.jobs[job].key.clone(), closed: false };
+    let from = world.done.len();
+    // The device was idle and had nothing to save, so that it did not know of the disk before.
+    world.feed(Event::Offer(Box::new(update)));
+    assert!(last_reason(&world).contains("cannot be saved"), "{}", last_reason(&world));
+    assert!(actions(&world, from).contains(&"Flush"), "{:?}", actions(&world, from));
+    assert!(world.agent().sendable().next().is_some());
 }

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use otandem_core::image::{Checkpoint, Image};
 use otandem_core::machine::{Event, WrittenImage};
-use otandem_core::update::Outcome;
+use otandem_core::update::{JobKey, Outcome};
 use otandem_device::install::{
     self, Class, Fetch, FetchError, FileFetch, Observer, Opened, Plan, Progress, Stopped,
 };
+use otandem_device::jobs::Finish;
 use otandem_device::memory;
 use tokio::sync::mpsc;
 
@@ -33,6 +34,10 @@ pub enum Work {
     Renew(Renewal),
     /// What a person asked for cannot be done.
     Refused(String),
+    /// This step of the general job is next; the thread waits for the reply.
+    JobStep(usize, String, blocking::Sender<()>),
+    /// The steps of this job are over.
+    JobOver(JobKey, Finish),
     /// A program of a feature ended.
     Program(String, Result<(), String>),
 }

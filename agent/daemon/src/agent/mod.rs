@@ -2,9 +2,10 @@
 //!
 //! `perform` has the effects, one arm each; `install` and `checks` are the threads behind the long ones; `world`
 //! reads what the machine starts from; `requests` turns what people ask into events, `status` shows them where it
-//! stands. This file is the loop.
+//! stands; `general` runs the steps of general jobs. This file is the loop.
 
 mod checks;
+mod general;
 mod install;
 mod perform;
 mod requests;
@@ -16,7 +17,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use otandem_core::jobs::intake::JobRules;
-use otandem_core::machine::{Action, Cloud, Event, Machine, Now};
+use otandem_core::machine::{Action, Cloud, Event, JobEvent, Machine, Now};
 use otandem_core::time::Boottime;
 use otandem_core::update::Origin;
 use otandem_device::machine::{local_minute, now as boottime};
@@ -33,7 +34,7 @@ use install::{Renewal, Work};
 use perform::NotDone;
 pub use perform::Performer;
 pub use service::Service;
-pub use world::{OpenError, Opened, open, unlocked};
+pub use world::{OpenError, Opened, open, permitted, unlocked};
 
 /// When the loop ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,6 +102,8 @@ pub struct Agent {
     rebooting: bool,
     /// The bootloader could not be asked so far: when it is asked again.
     look: Look,
+    /// Told to stop: nothing new is begun.
+    leaving: bool,
 }
 
 /// First and longest wait until a bootloader that did not answer is asked again.
@@ -135,6 +138,7 @@ impl Agent {
             session,
             rebooting,
             look,
+            leaving: false,
         }
     }
 
@@ -153,6 +157,7 @@ impl Agent {
     ) -> Ended {
         let first = std::mem::take(&mut self.first);
         self.begin(first);
+        self.find_job();
         loop {
             if let Some(ended) = self.ended(until, &calls) {
                 return ended;
@@ -160,7 +165,7 @@ impl Agent {
             let wake = self.next_wake();
             tokio::select! {
                 biased;
-                _ = &mut stop => return Ended::Stopped,
+                _ = &mut stop => return self.leave().await,
                 work = self.performer.next_work() => self.work(work),
                 inbound = next_inbound(&mut self.link) => self.inbound(inbound),
                 Some(call) = calls.recv() => self.call(call),
@@ -269,11 +274,11 @@ impl Agent {
     fn event(&mut self, event: Event) {
         let now = Self::now();
         self.machine.note_wall(wall());
-        let was_ready = self.machine.ready();
+        let was_ready = self.machine.takes_jobs();
         let actions = self.machine.step(event, now);
         self.carry_out(actions);
         // The end of an update makes room for the next job.
-        if !was_ready && self.machine.ready() {
+        if !was_ready && self.machine.takes_jobs() && !self.leaving {
             self.tell_features(&Done::AskCloud);
         }
     }
@@ -344,8 +349,17 @@ impl Agent {
     /// One call of one feature, then what it asked for.
     fn feature(&mut self, i: usize, call: impl FnOnce(&mut dyn Feature, &mut Context<'_>)) {
         let now = Self::now();
-        let mut context =
-            Context { machine: &self.machine, now, publish: vec![], events: vec![], programs: vec![] };
+        let boot_id = self.boot_id();
+        let machine = &self.machine;
+        let mut context = Context {
+            machine,
+            now,
+            boot_id,
+            leaving: self.leaving,
+            publish: vec![],
+            events: vec![],
+            programs: vec![],
+        };
         call(self.features[i].as_mut(), &mut context);
         let Context { publish, events, programs, .. } = context;
         for (topic, payload) in publish {
@@ -429,6 +443,11 @@ impl Agent {
                     renewal.refuse("the server refuses it, and there is no job to ask for a fresh URL");
                 }
             }
+            Work::JobStep(step, name, reply) => {
+                self.event(Event::Job(JobEvent::Step { step, name }));
+                let _ = reply.send(());
+            }
+            Work::JobOver(key, finish) => self.job_over(key, finish),
             Work::Refused(why) => self.answer(&Err(why)),
             Work::Program(name, result) => self.tell_features(&Done::Program(name, result)),
         }

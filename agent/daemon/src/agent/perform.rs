@@ -9,19 +9,24 @@ use std::time::Duration;
 use otandem_boot::{BootControl, BootError, View};
 use otandem_core::boot::{Facts, SetId};
 use otandem_core::image::{Checkpoint, Sha256};
+use otandem_core::jobs::document::JobPlan;
+use otandem_core::jobs::running::RunningJob;
 use otandem_core::machine::{Action, Event, Evidence, Hook, HookAnswer, Machine};
 use otandem_core::update::{Origin, Outcome};
 use otandem_device::install;
+use otandem_device::jobs::asked_for_reboot;
 use otandem_device::run::{self, Spec, Stop};
 use otandem_device::state::{RecordStore, atomic_write};
 use tokio::sync::mpsc;
 
 use super::checks::{self, Environment, Runner};
+use super::general::Steps;
 use super::install::{Terms, Work, Worker};
 use super::world::{Loader, bootloader, heads};
 use crate::cloud::identity;
 use crate::cloud::tls::{Clock, wall};
 use crate::config::{BootKind, Settings, UpdateSettings};
+use crate::general;
 
 /// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
 const FEED_EVERY: Duration = Duration::from_secs(5);
@@ -53,6 +58,7 @@ pub struct Performer {
     health: Option<Runner>,
     hook: Option<Runner>,
     programs: Vec<Runner>,
+    job: Option<Steps>,
     watchdog: Option<File>,
     tell: mpsc::UnboundedSender<Work>,
     works: mpsc::UnboundedReceiver<Work>,
@@ -78,6 +84,7 @@ impl Performer {
             health: None,
             hook: None,
             programs: vec![],
+            job: None,
             watchdog: None,
             tell,
             works,
@@ -226,6 +233,11 @@ impl Performer {
             }
             Action::Say(text) => {
                 tracing::warn!("{text}");
+                Ok(())
+            }
+            Action::RunJob(job, plan) => self.run_job(job, plan),
+            Action::StopJob => {
+                self.stop_job();
                 Ok(())
             }
             Action::Settled
@@ -382,6 +394,40 @@ impl Performer {
         }
     }
 
+    // --- general jobs -----------------------------------------------------------------------------------------
+
+    fn run_job(&mut self, job: &RunningJob, plan: &JobPlan) -> Result<(), String> {
+        let mark = Some(general::reboot_mark(&self.settings));
+        let terms = general::terms(self.settings.jobs.on(), &job.key.job, &job.key.thing, mark);
+        self.job = Some(Steps::start(job, plan.clone(), terms, self.tell.clone())?);
+        Ok(())
+    }
+
+    /// Its steps still run, or the end of the last one was not heard yet.
+    pub(super) const fn job_runs(&self) -> bool {
+        self.job.is_some()
+    }
+
+    /// It ends, and tells how.
+    pub(super) fn stop_job(&self) {
+        self.job.iter().for_each(Steps::stop);
+    }
+
+    /// Its thread told that it has ended.
+    pub(super) fn job_is_over(&mut self) {
+        self.job = None;
+    }
+
+    /// Whether a step of this job said that it reboots the device.
+    pub(super) fn asked_for_reboot(&self, job: &str) -> bool {
+        asked_for_reboot(&general::reboot_mark(&self.settings), job)
+    }
+
+    /// What a step said about a reboot is settled.
+    pub(super) fn forget_reboot(&self) {
+        let _ = std::fs::remove_file(general::reboot_mark(&self.settings));
+    }
+
     // --- settled, watchdog, time ------------------------------------------------------------------------------
 
     /// The file that tells the dead-man that nothing is open about this boot.
@@ -431,6 +477,7 @@ impl Performer {
     /// Threads and programs are ended; nothing is discarded, so that the next start goes on.
     pub(super) fn stop(&mut self) {
         self.stop_fetch();
+        self.stop_job();
         self.health
             .take()
             .into_iter()

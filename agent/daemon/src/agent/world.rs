@@ -1,7 +1,7 @@
 //! What a start finds: the state directory with its record, the bootloader, and what the slots begin with.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -84,6 +84,20 @@ pub fn unlocked(settings: &Settings) -> Result<(), OpenError> {
     match StateDir::open(&settings.state_dir).and_then(|dir| dir.lock()) {
         Err(e @ StateError::Locked { .. }) => Err(OpenError::Locked(e.to_string())),
         // What else is wrong with it is told by [`open`].
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether this user may work with the state at all; what else is wrong with it is told by [`open`].
+///
+/// # Errors
+/// The reason.
+pub fn permitted(settings: &Settings) -> Result<(), String> {
+    match StateDir::open(&settings.state_dir) {
+        Err(e @ StateError::NotPrivate { .. }) => Err(e.to_string()),
+        Err(StateError::Io { action, path, source }) if source.kind() == ErrorKind::PermissionDenied => {
+            Err(format!("cannot {action} {}: {source}; run this as root", path.display()))
+        }
         Ok(_) | Err(_) => Ok(()),
     }
 }

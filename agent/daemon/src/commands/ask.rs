@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
 use super::parts;
-use crate::agent::{Agent, Ended, OpenError, Service, Until};
+use crate::agent::{Agent, Ended, OpenError, Service, Until, permitted};
 use crate::config::Settings;
 use crate::control::{Answer, Call, Client, ClientError, Reply, Request};
 use crate::exit::Exit;
@@ -55,6 +55,10 @@ fn answered(answer: Answer) -> Asked {
 
 /// No daemon runs: this process is the agent until the request is answered. The state lock keeps two from being it.
 fn here(settings: &Settings, request: Request) -> Asked {
+    // Anybody may look; what cannot be seen is then said in the status.
+    if !matches!(request, Request::Status) {
+        permitted(settings).map_err(|why| (Exit::NoPermission, why))?;
+    }
     let runtime = parts::runtime().map_err(|e| (Exit::System, e.to_string()))?;
     runtime.block_on(async {
         let parts = parts::parts(settings, None, Service::none()).map_err(|e| open_error(&e))?;

@@ -32,6 +32,18 @@ pub fn document(document: &Document) -> Result<String, Refusal> {
     String::from_utf8(bytes).map_err(|_| (Exit::Data, format!("{name}: not UTF-8, so no job document")))
 }
 
+/// A job document as it is, from a file or, named `-`, from standard input.
+pub fn bytes(path: &Path) -> Result<Vec<u8>, Refusal> {
+    let mut bytes = Vec::new();
+    let read = if path.as_os_str() == "-" {
+        std::io::stdin().take(MOST).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(path).and_then(|file| file.take(MOST).read_to_end(&mut bytes))
+    };
+    read.map_err(|e| no_input(path, &e))?;
+    Ok(bytes)
+}
+
 /// What `install` asks for.
 pub fn install(install: &Install) -> Result<InstallRequest, Refusal> {
     let remote = ["http://", "https://"].iter().any(|s| install.source.starts_with(s));

@@ -2,6 +2,7 @@
 
 mod ask;
 mod input;
+mod job;
 mod parts;
 mod run;
 mod show;
@@ -55,6 +56,7 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
             tell(settings, Request::Mark { verdict: mark.verdict, target: mark.target, verify: mark.verify })
         }
         Command::Fota(fota) => fota_call(settings, fota),
+        Command::Job(job) => job::job(settings, &job),
         Command::Run | Command::Config(_) | Command::Completions { .. } | Command::Man => Exit::Software,
     }
 }

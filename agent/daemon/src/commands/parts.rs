@@ -12,10 +12,22 @@ use otandem_core::update::Then;
 use crate::agent::{Link, OpenError, Parts, Service, open};
 use crate::cloud::identity;
 use crate::config::{Feature as Switch, IfMissing, Settings, UpdateSettings};
-use crate::features;
+use crate::feature::jobs::Others;
+use crate::{features, general};
 
 /// Events of the kernel that are taken at once: there are few sockets. (The default is 1024, and takes room for them.)
 const EVENTS: usize = 32;
+
+/// What is done with jobs that are no firmware jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OtherJobs {
+    /// Refused.
+    Refuse,
+    /// For this program.
+    Callback(PathBuf),
+    /// Run by the agent.
+    Run,
+}
 
 /// How the session is used in one run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,12 +37,13 @@ pub struct SessionUse {
     /// How far a job goes by itself.
     pub then: Then,
     /// Gets every other job.
-    pub callback: Option<PathBuf>,
+    pub others: OtherJobs,
 }
 
 impl SessionUse {
     /// The daemon keeps its session and reboots by itself.
-    pub(super) const DAEMON: Self = Self { leave_while_fetching: false, then: Then::Reboot, callback: None };
+    pub(super) const DAEMON: Self =
+        Self { leave_while_fetching: false, then: Then::Reboot, others: OtherJobs::Run };
 }
 
 /// One thread is enough: everything slow has a thread of its own.
@@ -59,8 +72,12 @@ pub(super) fn parts(
     let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
     let (mut features, mut link) = (vec![], None);
     if let (Some((cloud, network)), Some(me), Some(session)) = (cloud, me, session) {
-        let callback = session.callback.map(|p| p.to_string_lossy().into_owned());
-        features = cloud_features(settings, &me, rules.clone(), callback);
+        let others = match session.others {
+            OtherJobs::Refuse => Others::Refuse,
+            OtherJobs::Callback(program) => Others::Callback(program.to_string_lossy().into_owned()),
+            OtherJobs::Run => Others::Run(general::rules(settings, &me.thing)),
+        };
+        features = cloud_features(settings, &me, rules.clone(), others);
         let topics = features.iter().flat_map(|f| f.topics()).collect();
         let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
         link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching });
@@ -72,14 +89,14 @@ fn cloud_features(
     settings: &Settings,
     me: &Identity,
     rules: Option<JobRules>,
-    callback: Option<String>,
+    others: Others,
 ) -> Vec<Box<dyn crate::feature::Feature>> {
     if !matches!(settings.jobs, Switch::On(_)) {
         tracing::warn!("jobs are off");
         return vec![];
     }
     // With a mistake in the update tables each firmware job is refused with that as its reason.
-    features::cloud(me.clone(), rules.unwrap_or_else(no_rules), callback)
+    features::cloud(me.clone(), rules.unwrap_or_else(no_rules), others)
 }
 
 fn no_rules() -> JobRules {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::ask::{self, Asked};
-use super::parts::{SessionUse, parts, runtime};
+use super::parts::{OtherJobs, SessionUse, parts, runtime};
 use crate::agent::{Agent, Ended, OpenError, Service, Until, unlocked};
 use crate::config::{Finding, Settings};
 use crate::control::{FotaCall, FotaRequest, Request, Server};
@@ -128,11 +128,17 @@ pub fn handle(settings: &Settings, handling: Handling) -> Asked {
         return Ok((if due { Exit::ResetDue } else { exit }, data));
     }
     if ask::connect(settings)?.is_some() {
+        if handling.job_callback.is_some() || !handling.auto_reset {
+            let why =
+                "it takes jobs as it is configured; stop it first to use --job-callback and --auto-reset";
+            tracing::warn!("the daemon runs: {why}");
+        }
         return ask::ask(settings, request(None));
     }
     let then = if handling.auto_reset { Then::Reboot } else { Then::Arm };
     let leave_while_fetching = handling.disconnect_mqtt;
-    let session = SessionUse { leave_while_fetching, then, callback: handling.job_callback.clone() };
+    let others = handling.job_callback.clone().map_or(OtherJobs::Refuse, OtherJobs::Callback);
+    let session = SessionUse { leave_while_fetching, then, others };
     let runtime = runtime().map_err(|e| (Exit::System, e.to_string()))?;
     runtime.block_on(once(settings, session, handling.force))
 }

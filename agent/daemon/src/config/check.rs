@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
+use otandem_core::jobs::document::{OldSchema, OldStderr, UserArgument};
+use otandem_device::jobs::HandlerUser;
+use otandem_device::jobs::place::Rule;
 use url::Url;
 
 use super::fragments::{self, Fragment};
@@ -15,6 +18,8 @@ use super::{Area, Finding, Kind};
 const DEFAULT_RUN_DIR: &str = "/run/otandem";
 const MIN: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
+/// A job that hangs must not keep every later one from running.
+const JOB_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Settings {
     /// Validates what the files say. What is wrong is added to `findings`; mistakes found earlier are looked at too.
@@ -214,10 +219,44 @@ impl Check<'_> {
         if step_timeout.is_some_and(|d| d < MIN || d > Duration::from_secs(10080 * 60)) {
             self.wrong("jobs.step-timeout", "must be 1min to 7d", Area::Jobs);
         }
+        let old_schema = self.old_schema(&f);
         let directory = f.handler_directory.unwrap_or_else(|| "/usr/lib/otandem/handlers".into());
-        let jobs = JobsSettings { handler_directory: directory, step_timeout };
+        let handler_timeout = f.handler_timeout.map(|s| s.0);
+        if handler_timeout.is_some_and(|d| d < Duration::from_secs(1)) {
+            self.wrong("jobs.handler-timeout", "must be at least 1s", Area::Jobs);
+        }
+        let job_timeout = f.job_timeout.map_or(JOB_TIMEOUT, |s| s.0);
+        let jobs = JobsSettings {
+            handler_directory: directory,
+            step_timeout,
+            handler_timeout,
+            job_timeout: (!job_timeout.is_zero()).then_some(job_timeout),
+            handler_user: match f.run_handlers_as_user {
+                Some(true) => HandlerUser::RunAsUser,
+                _ => HandlerUser::Agent,
+            },
+            permissions: if f.strict_permissions == Some(true) { Rule::Strict } else { Rule::Safe },
+            old_schema,
+            attributes: f.attributes.unwrap_or_default(),
+        };
         self.some_absolute("jobs.handler-directory", Some(jobs.handler_directory.clone()), Area::Jobs);
         f.enabled.unwrap_or(true).then_some(jobs)
+    }
+
+    fn old_schema(&mut self, f: &fragments::Jobs) -> OldSchema {
+        let stderr = match f.old_schema_stderr.as_deref() {
+            None | Some("strict") => OldStderr::Strict,
+            Some("ignore") => OldStderr::Ignore,
+            Some(other) => {
+                self.wrong("jobs.old-schema-stderr", format!("{other:?}: use strict or ignore"), Area::Jobs);
+                OldStderr::Strict
+            }
+        };
+        let user_argument = match f.old_schema_user_argument {
+            Some(false) => UserArgument::LeftOut,
+            _ => UserArgument::Given,
+        };
+        OldSchema { user_argument, stderr }
     }
 
     fn updates(

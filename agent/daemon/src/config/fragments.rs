@@ -150,6 +150,13 @@ table! {
         enabled: bool = "enabled",
         handler_directory: PathBuf = "handler-directory",
         step_timeout: Span = "step-timeout",
+        handler_timeout: Span = "handler-timeout",
+        job_timeout: Span = "job-timeout",
+        run_handlers_as_user: bool = "run-handlers-as-user",
+        strict_permissions: bool = "strict-permissions",
+        old_schema_stderr: String = "old-schema-stderr",
+        old_schema_user_argument: bool = "old-schema-user-argument",
+        attributes: BTreeMap<String, String> = "attributes",
     }
 }
 

@@ -6,6 +6,9 @@ use std::time::Duration;
 
 pub use otandem_boot::detect::{Kind as BootKind, Places};
 use otandem_core::boot::SetId;
+use otandem_core::jobs::document::OldSchema;
+use otandem_device::jobs::HandlerUser;
+use otandem_device::jobs::place::Rule;
 use url::Url;
 
 use super::Finding;
@@ -199,6 +202,18 @@ pub struct JobsSettings {
     pub handler_directory: PathBuf,
     /// Sent as `stepTimeoutInMinutes`; covers reboot and trial. `None`: not sent.
     pub step_timeout: Option<Duration>,
+    /// For a step that says nothing of its time. `None`: as long as it takes.
+    pub handler_timeout: Option<Duration>,
+    /// For a job that says nothing of its time. `None`: as long as it takes.
+    pub job_timeout: Option<Duration>,
+    /// As whom handlers run.
+    pub handler_user: HandlerUser,
+    /// Which files may be handlers.
+    pub permissions: Rule,
+    /// How documents of the old schema are read.
+    pub old_schema: OldSchema,
+    /// What conditions of documents may ask for beside what the agent knows by itself.
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// The way out.

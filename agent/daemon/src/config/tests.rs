@@ -83,6 +83,8 @@ fn a_mistake_in_a_feature_costs_that_feature_alone() {
     for (table, area) in [
         ("[jobs]\nstep-timeout='often'\n", Area::Jobs),
         ("[jobs]\nenabled='yes'\n", Area::Jobs),
+        ("[jobs]\nold-schema-stderr='sometimes'\n", Area::Jobs),
+        ("[jobs]\nhandler-timeout='0s'\n", Area::Jobs),
         ("[network]\nproxy='socks://x'\n", Area::Network),
         ("[log]\nlevel=3\n", Area::Log),
         ("[log]\ntarget='paper'\n", Area::Log),

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use otandem_core::fota;
-use otandem_core::jobs::intake::{Intake, JobRules, fresh_images, intake, time_left};
+use otandem_core::jobs::intake::{GeneralRules, Intake, JobRules, fresh_images, general, intake, time_left};
 use otandem_core::jobs::wire::{Details, Execution, detail, subscriptions};
 use otandem_core::jobs::{Desk, Identity, Output, PHASE};
-use otandem_core::machine::{Cloud, Event, Machine};
+use otandem_core::machine::{Cloud, Event, JobEvent, Machine};
 use otandem_core::record::State;
 use otandem_core::seal;
 use otandem_core::time::Boottime;
@@ -14,12 +14,25 @@ use otandem_core::update::{JobKey, Outcome};
 
 use super::{Context, Done, Feature, Program};
 
-/// Firmware jobs for the update machine; other jobs for a callback program, where there is one.
+/// Entry of statusDetails that says which step of a general job runs.
+const PROGRESS: &str = "progress";
+
+/// What is done with jobs that are no firmware jobs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Others {
+    /// They are refused.
+    Refuse,
+    /// This program gets their document on its standard input.
+    Callback(String),
+    /// Their steps run here.
+    Run(GeneralRules),
+}
+
+/// Firmware jobs for the update machine, other jobs as [`Others`] says.
 pub struct Jobs {
     desk: Desk,
     rules: JobRules,
-    /// Gets the document of every other job on its standard input.
-    callback: Option<String>,
+    others: Others,
     /// The job that the callback has.
     running: Option<JobKey>,
     up: bool,
@@ -30,13 +43,14 @@ pub struct Jobs {
 impl Jobs {
     /// `seed` makes tokens and back-off of this run its own.
     #[must_use]
-    pub fn new(identity: Identity, rules: JobRules, callback: Option<String>, seed: u64) -> Self {
+    pub fn new(identity: Identity, rules: JobRules, others: Others, seed: u64) -> Self {
         let desk = Desk::new(identity, seed);
-        Self { desk, rules, callback, running: None, up: false, asking: false }
+        Self { desk, rules, others, running: None, up: false, asking: false }
     }
 
     fn open_job(machine: &Machine) -> Option<JobKey> {
-        machine.record().state.update().and_then(|u| u.origin.open_job()).cloned()
+        let update = machine.record().state.update().and_then(|u| u.origin.open_job());
+        update.or(machine.record().job.as_ref().filter(|job| !job.closed).map(|job| &job.key)).cloned()
     }
 
     /// Up to the reboot the job must live; from the trial on the device's facts win.
@@ -55,15 +69,24 @@ impl Jobs {
     }
 
     fn ask(&mut self, context: &mut Context<'_>) {
+        if context.leaving {
+            return;
+        }
         let now = context.now.boot;
         let trial = matches!(context.machine.record().state, State::Trial { .. });
         let out = match Self::open_job(context.machine) {
+            // Goes on when its document is here again; the cloud gives what is in progress first.
+            Some(_) if context.machine.interrupted_job().is_some() => {
+                self.asking = true;
+                self.desk.ask_next(now)
+            }
             Some(key) if Self::before_reboot(context.machine) => {
                 self.desk.ask_alive(key, details(context.machine), now)
             }
             // A device that cannot save asks as well: its job is told why, rather than left waiting.
             _ if trial
-                || ((context.machine.ready() || context.machine.unsaved()) && self.running.is_none()) =>
+                || ((context.machine.takes_jobs() || context.machine.unsaved())
+                    && self.running.is_none()) =>
             {
                 self.asking = true;
                 self.desk.ask_next(now)
@@ -100,7 +123,7 @@ impl Jobs {
                 Output::Acknowledged(key) => {
                     context.events.push(Event::Cloud(Cloud::Acknowledged(key)));
                     // The end of one job makes room for the next; the hint to ask may have come before.
-                    if context.machine.ready() && self.running.is_none() {
+                    if context.machine.takes_jobs() && self.running.is_none() && !context.leaving {
                         self.asking = true;
                         todo.extend(self.desk.ask_next(context.now.boot));
                     }
@@ -153,15 +176,40 @@ impl Jobs {
 
     fn other(&mut self, context: &mut Context<'_>, execution: &Execution) {
         let key = execution.key.clone();
-        let Some(program) = &self.callback else {
-            let reason = "no firmware job (operation is not \"fota\"), and nothing else is set up to take it";
-            context.events.push(Event::JobEnded(key, Outcome::rejected(reason)));
-            return;
+        let program = match &self.others {
+            Others::Run(rules) => return Self::general(context, execution, rules),
+            Others::Callback(program) => program,
+            Others::Refuse => {
+                let reason =
+                    "no firmware job (operation is not \"fota\"), and nothing else is set up to take it";
+                return context.events.push(Event::JobEnded(key, Outcome::rejected(reason)));
+            }
         };
         let argv = vec![program.clone()];
         let stdin = execution.document.to_string().into_bytes();
         context.programs.push(Program { name: format!("job {}", key.job), argv, stdin });
         self.running = Some(key);
+    }
+
+    fn general(context: &mut Context<'_>, execution: &Execution, rules: &GeneralRules) {
+        let goes_on = context.machine.interrupted_job().is_some_and(|job| job.key == execution.key);
+        let room = goes_on || context.machine.takes_jobs() || context.machine.unsaved();
+        if !room || context.leaving {
+            // Asked for again when there is room.
+            return;
+        }
+        let event = match general(execution, context.machine, &context.boot_id, rules) {
+            Ok((job, plan)) => {
+                tracing::info!("{}: taken, {} steps", job.key, job.steps);
+                Event::Job(JobEvent::Start(Box::new(job), Box::new(plan)))
+            }
+            Err(outcome) if goes_on => {
+                let (key, details) = (execution.key.clone(), Details::new());
+                Event::Job(JobEvent::Ended { key, outcome, details })
+            }
+            Err(outcome) => Event::JobEnded(execution.key.clone(), outcome),
+        };
+        context.events.push(event);
     }
 
     /// A hint to ask: for the next job, or whether ours was ended.
@@ -194,9 +242,15 @@ impl Jobs {
     }
 
     fn closed(&mut self, context: &mut Context<'_>, key: &JobKey, why: String) {
-        if Self::open_job(context.machine).as_ref() == Some(key) {
-            context.events.push(Event::Cloud(Cloud::Closed(why)));
+        if Self::open_job(context.machine).as_ref() != Some(key) {
+            return;
         }
+        let general = context.machine.record().job.as_ref().is_some_and(|job| job.key == *key);
+        context.events.push(if general {
+            Event::Job(JobEvent::Closed(key.clone(), why))
+        } else {
+            Event::Cloud(Cloud::Closed(why))
+        });
     }
 }
 
@@ -261,6 +315,10 @@ fn details(machine: &Machine) -> Details {
     let mut put = |name: &str, value: String| {
         details.insert(name.to_owned(), detail(&value));
     };
+    if let Some(job) = &machine.record().job {
+        put(PROGRESS, job.progress());
+        return details;
+    }
     put(PHASE, machine.phase().to_owned());
     if let Some(seal) = machine.seal() {
         put(seal::DETAIL, seal.to_string());
@@ -329,8 +387,15 @@ mod tests {
 
     /// What one call publishes.
     fn published(machine: &Machine, call: impl FnOnce(&mut Context<'_>)) -> Vec<(String, Value)> {
-        let mut context =
-            Context { machine, now: Now::default(), publish: vec![], events: vec![], programs: vec![] };
+        let mut context = Context {
+            machine,
+            now: Now::default(),
+            boot_id: "boot".into(),
+            leaving: false,
+            publish: vec![],
+            events: vec![],
+            programs: vec![],
+        };
         call(&mut context);
         context.publish.into_iter().map(|(t, p)| (t, serde_json::from_slice(&p).unwrap())).collect()
     }
@@ -341,7 +406,7 @@ mod tests {
         let identity = Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
         let rules =
             JobRules { layout: Layout::default(), compatible: None, require_cloud: true, then: Then::Reboot };
-        let mut jobs = Jobs::new(identity, rules, None, 1);
+        let mut jobs = Jobs::new(identity, rules, Others::Refuse, 1);
         let asked = published(&machine, |context| jobs.on_session(context, true));
         let [(topic, update)] = &asked[..] else { panic!("{asked:?}") };
         assert_eq!(*topic, update_topic("t", "j"));

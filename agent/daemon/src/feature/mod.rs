@@ -13,6 +13,10 @@ pub struct Context<'a> {
     pub machine: &'a Machine,
     /// Now.
     pub now: Now,
+    /// The boot that this is.
+    pub boot_id: String,
+    /// The agent is about to end: nothing new is begun.
+    pub leaving: bool,
     /// To be published, QoS 1, in this order: topic and payload.
     pub publish: Vec<(String, Vec<u8>)>,
     /// For the update machine, in this order.

@@ -13,15 +13,19 @@ use nix::fcntl::PosixFadviseAdvice;
 use nix::libc;
 
 use super::block::retry_buffered;
-use super::buffer::ALIGN;
+use super::buffer::{ALIGN, Buffer};
 use super::slot::{self, Slot};
 use crate::machine::{self, Dev};
+
+/// What a medium writes whole or not at all.
+const SECTOR: usize = 512;
 
 /// An open file that keeps its length.
 pub(crate) struct InPlaceSlot {
     file: File,
     path: PathBuf,
     capacity: u64,
+    align: usize,
 }
 
 impl InPlaceSlot {
@@ -53,9 +57,17 @@ impl InPlaceSlot {
         };
         match why {
             Some(why) => Err(io::Error::other(why)),
-            None => Ok(Self { file, path: path.to_owned(), capacity }),
+            None => Ok(Self { align: unit(&file), file, path: path.to_owned(), capacity }),
         }
     }
+}
+
+/// Bytes that can be written alone: one sector, where the medium and the file system take so little, so that a mark is
+/// never torn.
+fn unit(file: &File) -> usize {
+    let mut buffer = Buffer::new();
+    let sector = file.read_at(&mut buffer.bytes_mut()[..SECTOR], SECTOR as u64);
+    if sector.is_ok_and(|n| n == SECTOR) { SECTOR } else { ALIGN }
 }
 
 /// Whether a device is that of `/`, or below it.
@@ -74,7 +86,7 @@ impl Slot for InPlaceSlot {
     }
 
     fn align(&self) -> usize {
-        ALIGN
+        self.align
     }
 
     fn in_place(&self) -> bool {

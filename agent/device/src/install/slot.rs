@@ -1,6 +1,7 @@
 //! What the pipeline needs of a place that holds an image, and the care that every such place needs.
 
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 use super::buffer::{self, Buffer};
@@ -90,19 +91,43 @@ pub(crate) fn read_all(slot: &mut dyn Slot, bytes: &mut [u8], need: usize, at: u
     Ok(())
 }
 
-/// The part of a head that decides: almost every file system and partition table has its first mark in here, so it is
-/// the first to go and the last to come, and what a power cut tears in between has no mark.
-const MARK: usize = 4096;
+/// Where the bytes lie by which anything is recognised: sector 0 (partition tables, squashfs, FAT, kernels, most others)
+/// and sector 2 (ext4 and its kin). Each goes in a write of its own, the first one first to go and last to come, since a
+/// medium may tear a write between any two of its blocks: what lacks a part has no mark.
+const MARKS: [usize; 2] = [0, 1024];
+
+/// The logical blocks of a head of `len` bytes that hold its marks, in their order.
+fn marks(align: usize, len: usize) -> Vec<Range<usize>> {
+    let mut blocks: Vec<_> = MARKS
+        .iter()
+        .map(|at| at - at % align)
+        .filter(|start| *start < len)
+        .map(|start| start..len.min(start + align))
+        .collect();
+    blocks.dedup();
+    blocks
+}
+
+/// What lies between and behind the marks.
+fn unmarked(marks: &[Range<usize>], len: usize) -> impl Iterator<Item = Range<usize>> {
+    let ends = marks.iter().map(|mark| mark.end);
+    let starts = marks.iter().skip(1).map(|mark| mark.start).chain([len]);
+    ends.zip(starts).map(|(end, start)| end..start).filter(|gap| !gap.is_empty())
+}
 
 /// [`Slot::spoil`] for slots that are written in place. Written, not unmapped: some devices give back old data after
 /// an unmap.
 pub(crate) fn spoil_in_place(slot: &mut dyn Slot) -> io::Result<()> {
     let zeros = Buffer::new();
     let len = usize::try_from(slot.capacity()).map_or(HEAD, |c| c.min(HEAD));
-    let mark = MARK.max(slot.align()).min(len);
-    write_all(slot, &zeros.bytes()[..mark], 0)?;
-    slot.sync()?;
-    write_all(slot, &zeros.bytes()[mark..len], mark as u64)?;
+    let marks = marks(slot.align(), len);
+    for mark in &marks {
+        write_all(slot, &zeros.bytes()[mark.clone()], mark.start as u64)?;
+        slot.sync()?;
+    }
+    for gap in unmarked(&marks, len) {
+        write_all(slot, &zeros.bytes()[gap.clone()], gap.start as u64)?;
+    }
     slot.sync()
 }
 
@@ -137,12 +162,16 @@ pub(crate) fn zero_tail(slot: &mut dyn Slot, size: u64) -> io::Result<()> {
 pub(crate) fn publish_in_place(slot: &mut dyn Slot, head: &[u8]) -> io::Result<()> {
     let mut buffer = Buffer::new();
     let len = align_up(head.len(), slot.align());
-    let mark = MARK.max(slot.align()).min(len);
+    let marks = marks(slot.align(), len);
     buffer.bytes_mut()[..head.len()].copy_from_slice(head);
-    write_all(slot, &buffer.bytes()[mark..len], mark as u64)?;
+    for gap in unmarked(&marks, len) {
+        write_all(slot, &buffer.bytes()[gap.clone()], gap.start as u64)?;
+    }
     slot.sync()?;
-    write_all(slot, &buffer.bytes()[..mark], 0)?;
-    slot.sync()?;
+    for mark in marks.iter().rev() {
+        write_all(slot, &buffer.bytes()[mark.clone()], mark.start as u64)?;
+        slot.sync()?;
+    }
     read_all(slot, &mut buffer.bytes_mut()[..len], len, 0)?;
     if &buffer.bytes()[..head.len()] == head {
         Ok(())
@@ -154,4 +183,28 @@ pub(crate) fn publish_in_place(slot: &mut dyn Slot, head: &[u8]) -> io::Result<(
 /// `n` rounded up to a multiple of `align`.
 pub(crate) const fn align_up(n: usize, align: usize) -> usize {
     n.next_multiple_of(align)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_blocks_of_their_own_and_nothing_of_a_head_is_left_out() {
+        for (align, len, wanted) in [
+            (512, HEAD, vec![0..512, 1024..1536]),
+            (1024, HEAD, vec![0..1024, 1024..2048]),
+            (4096, HEAD, vec![0..4096]),
+            (512, 1024, vec![0..512]),
+            (512, 512, vec![0..512]),
+        ] {
+            let marks = marks(align, len);
+            assert_eq!(marks, wanted, "{align} {len}");
+            let mut all: Vec<_> = unmarked(&marks, len).chain(marks.clone()).collect();
+            all.sort_by_key(|range| range.start);
+            assert_eq!(all.iter().map(|r| r.len()).sum::<usize>(), len);
+            assert!(all.windows(2).all(|two| two[0].end == two[1].start), "{all:?}");
+            assert!(all.iter().all(|r| r.start % align == 0 && (r.end % align == 0 || r.end == len)));
+        }
+    }
 }

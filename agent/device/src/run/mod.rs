@@ -11,10 +11,11 @@ mod pump;
 
 use std::ffi::OsString;
 use std::io::{self, PipeReader, PipeWriter, Write};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use child::Running;
 
@@ -234,6 +235,21 @@ impl Stop {
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.0.asked.load(Ordering::SeqCst)
+    }
+
+    /// Waits for the request, at most this long; `true` = it was made.
+    ///
+    /// # Errors
+    /// The kernel does not let us wait.
+    pub fn wait(&self, longest: Duration) -> io::Result<bool> {
+        let until = Instant::now().checked_add(longest);
+        while !self.is_set() {
+            pump::poll([None, Some(self.0.reader.as_fd())], until)?;
+            if until.is_some_and(|at| Instant::now() >= at) {
+                break;
+            }
+        }
+        Ok(self.is_set())
     }
 
     /// The request as a flag for code that looks at it now and then. To make the request use [`Stop::stop`], which

@@ -141,7 +141,10 @@ fn do_not_block(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Waits until one of `fds` can be used or `until`. The first one is waited for to be written to, the others to be
 /// read from or closed.
-fn poll<const N: usize>(fds: [Option<BorrowedFd<'_>>; N], until: Option<Instant>) -> io::Result<[bool; N]> {
+pub(super) fn poll<const N: usize>(
+    fds: [Option<BorrowedFd<'_>>; N],
+    until: Option<Instant>,
+) -> io::Result<[bool; N]> {
     let mut polled = fds.map(|fd| libc::pollfd {
         // Negative ones are ignored by the kernel.
         fd: fd.map_or(-1, |fd| fd.as_raw_fd()),

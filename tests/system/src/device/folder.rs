@@ -25,6 +25,8 @@ pub enum Script {
     Health,
     /// A hook, by its name.
     Hook(&'static str),
+    /// A handler of general jobs, by its name.
+    Handler(&'static str),
 }
 
 impl Folder {
@@ -101,6 +103,7 @@ impl Folder {
         match script {
             Script::Health => self.path("health.d/10-image"),
             Script::Hook(name) => self.path("hooks.d").join(name),
+            Script::Handler(name) => self.path("handlers").join(name),
         }
     }
 

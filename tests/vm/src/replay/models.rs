@@ -1,9 +1,14 @@
 //! What a disk can do to the writes that it has accepted and not yet flushed.
 
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
+
 use fastrand::Rng;
 
 use super::{SECTOR, Step};
 use crate::disk::Source;
+use crate::extents::Extents;
 
 /// What the disk does at the cut to the writes that it has accepted since the last flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,10 +52,11 @@ pub struct Cut {
 pub struct Models {
     /// [`Model::DropSinceFlush`] at the last moment before each flush (with FUA writes: after each write).
     pub drop: bool,
-    /// So many seeds of [`Model::ReorderSinceFlush`] after each write that has others to be reordered with.
+    /// At most so many seeds of [`Model::ReorderSinceFlush`] after each write that has others to be reordered with:
+    /// those that make different disks.
     pub reorder: u64,
-    /// [`Model::TornFirst`] and [`Model::TornLast`], each with 1, half of, and all but one of the sectors. (With none
-    /// of them, or all, it is a prefix.)
+    /// [`Model::TornFirst`] and [`Model::TornLast`], each with 1, 2, 4, 8 and so on, half of, and all but one of the
+    /// sectors. (With none of them, or all, it is a prefix.)
     pub torn: bool,
 }
 
@@ -63,7 +69,8 @@ impl Default for Models {
 
 /// How a write of so many sectors can be torn: not into all of it, and not into nothing.
 pub(super) fn torn(sectors: u64) -> Vec<Model> {
-    let mut kept: Vec<u64> = [1, sectors / 2, sectors.saturating_sub(1)].into();
+    let mut kept: Vec<u64> = (0..16).map(|power| 1 << power).collect();
+    kept.extend([sectors / 2, sectors.saturating_sub(1)]);
     kept.retain(|&k| k > 0 && k < sectors);
     kept.sort_unstable();
     kept.dedup();
@@ -93,6 +100,36 @@ pub(super) fn shortened(step: &Step, model: Model) -> Step {
             Step { start: step.start + gone, len: kept(sectors), source, ..*step }
         }
         _ => *step,
+    }
+}
+
+/// The disks that were made of the unflushed writes of one window: no two are alike.
+#[derive(Debug, Default)]
+pub(super) struct Window(HashSet<u64>);
+
+impl Window {
+    /// Whether these writes over what is durable make a disk that was not there yet.
+    fn is_new(&mut self, kept: &[Step]) -> bool {
+        let mut extents = Extents::default();
+        kept.iter().for_each(|step| extents.insert(step.start, step.len, step.source));
+        let end = kept.iter().map(|step| step.range().end).max().unwrap_or(0);
+        let mut hasher = DefaultHasher::new();
+        extents.pieces(0..end, |range, source| {
+            if let Some(source) = source {
+                (range, source).hash(&mut hasher);
+            }
+        });
+        self.0.insert(hasher.finish())
+    }
+
+    /// Seeds that make disks of these unflushed writes which are neither a prefix nor were made before.
+    pub(super) fn orders(&mut self, pending: &[Step], seeds: Range<u64>) -> Vec<u64> {
+        let durable: Vec<Step> = pending.iter().filter(|step| step.fua).copied().collect();
+        self.is_new(&durable);
+        for len in 0..=pending.len() {
+            self.is_new(&pending[..len]);
+        }
+        seeds.filter(|seed| self.is_new(&reordered(pending, *seed))).collect()
     }
 }
 

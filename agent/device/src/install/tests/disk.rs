@@ -9,16 +9,18 @@ use nix::libc;
 use crate::install::slot::{self, Slot};
 
 /// The unit that the disk writes whole or not at all.
-pub(crate) const SECTOR: usize = 4096;
+pub(crate) const SECTOR: usize = 512;
+/// The sectors by which an image is recognised, the first of them or the second.
+pub(crate) const MARKS: [usize; 2] = [0, 2 * SECTOR];
 
 /// Which sectors of a cache outlive a power cut.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Luck {
     Any(u64),
-    /// The first of the disk, without which it cannot be mounted: the worst that can happen to a head that comes.
-    OnlyTheMark,
+    /// Those without which it cannot be mounted: the worst that can happen to a head that comes.
+    OnlyTheMarks,
     /// The worst that can happen to a head that goes.
-    AllButTheMark,
+    AllButTheMarks,
 }
 
 #[derive(Default)]
@@ -77,8 +79,8 @@ impl State {
             chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let survives = match luck {
                 Luck::Any(_) => chance >> 63 == 1,
-                Luck::OnlyTheMark => at == 0,
-                Luck::AllButTheMark => at != 0,
+                Luck::OnlyTheMarks => MARKS.contains(&at),
+                Luck::AllButTheMarks => !MARKS.contains(&at),
             };
             if survives {
                 self.durable[at..at + SECTOR].copy_from_slice(&sector);

@@ -11,34 +11,40 @@ use nix::libc;
 use otandem_core::image::{Checkpoint, Compression, Image};
 use proptest::prelude::*;
 
-use self::disk::{Disk, Luck, SECTOR};
+use self::disk::{Disk, Luck, MARKS, SECTOR};
 use self::support::{Bench, Log, MIB, MemFetch, image, image_bytes, zstd};
 use super::slot::Slot;
 use super::{Class, Fault, InstallError, ReadBack, Written, install_into};
 
 static GO: AtomicBool = AtomicBool::new(false);
 
-/// Two images, for `boot` (small, raw) and `rootfs` (frames), and the disks for them.
+/// Two images, for `boot` (small, raw, its mark in the first sector, as a kernel's) and `rootfs` (frames, its mark in the
+/// third sector, as ext4's), and the disks for them.
 struct Machine {
     bench: Bench,
     images: Vec<Image>,
     raws: Vec<Vec<u8>>,
     disks: Vec<Disk>,
-    old: Vec<u8>,
+    olds: Vec<Vec<u8>>,
     sources: Vec<(&'static str, Vec<u8>)>,
 }
 
 impl Machine {
     fn new() -> Self {
-        let raws = vec![image_bytes(MIB + 5000, 3), image_bytes(3 * MIB + 12_345, 7)];
+        let like_ext4 = |mut bytes: Vec<u8>| {
+            bytes[..MARKS[1]].fill(0);
+            bytes
+        };
+        let raws = vec![image_bytes(MIB + 5000, 3), like_ext4(image_bytes(3 * MIB + 12_345, 7))];
         let images =
             vec![image("boot", "a", Some(Compression::None), &raws[0]), image("rootfs", "b", None, &raws[1])];
-        let old = image_bytes(4 * MIB, 11);
+        let olds = vec![image_bytes(4 * MIB, 11), like_ext4(image_bytes(4 * MIB, 11))];
         let sources = vec![("a", raws[0].clone()), ("b", zstd(&raws[1], 200_000))];
-        let disks: Vec<Disk> = images.iter().map(|i| Disk::new(&i.slot, old.clone())).collect();
+        let disks: Vec<Disk> =
+            images.iter().zip(&olds).map(|(i, old)| Disk::new(&i.slot, old.clone())).collect();
         // A kernel on FAT beside a partition.
         disks[0].with(|s| s.tail = true);
-        Self { bench: Bench::new(&["boot", "rootfs"]), images, raws, disks, old, sources }
+        Self { bench: Bench::new(&["boot", "rootfs"]), images, raws, disks, olds, sources }
     }
 
     fn run(
@@ -67,15 +73,11 @@ impl Machine {
 
     /// A slot can be mounted only with an image in it that is complete.
     fn assert_unmountable_or_complete(&self) {
-        for (disk, raw) in self.disks.iter().zip(&self.raws) {
+        for (((disk, raw), old), mark) in self.disks.iter().zip(&self.raws).zip(&self.olds).zip(MARKS) {
             disk.with(|s| {
-                let unmountable = s.durable[..SECTOR].iter().all(|b| *b == 0);
+                let unmountable = s.durable[mark..mark + SECTOR].iter().all(|b| *b == 0);
                 let complete = s.durable[..raw.len()] == raw[..];
-                assert!(
-                    unmountable || complete || s.durable == self.old,
-                    "{}: a torn image has a head",
-                    s.name
-                );
+                assert!(unmountable || complete || s.durable == *old, "{}: a torn image has a head", s.name);
             });
         }
     }
@@ -133,8 +135,8 @@ fn nothing_is_touched_when_the_caller_is_not_ready() {
     let machine = Machine::new();
     let mut log = Log { refuse_ready: true, ..Log::default() };
     assert_eq!(machine.install(&mut machine.fetch(), &mut log).unwrap_err().class(), Class::Stopped);
-    for disk in &machine.disks {
-        disk.with(|s| assert!(s.seen() == machine.old && s.operations == 0));
+    for (disk, old) in machine.disks.iter().zip(&machine.olds) {
+        disk.with(|s| assert!(s.seen() == *old && s.operations == 0));
     }
 }
 
@@ -337,7 +339,7 @@ fn every_single_operation_may_be_the_last() {
     let counts = whole.disks.iter().enumerate().map(|(disk, d)| (disk, d.with(|s| s.operations)));
     let places = counts.flat_map(|(disk, count)| (0..count).map(move |at| (disk, at)));
     for (disk, at, luck) in
-        places.flat_map(|(disk, at)| [(disk, at, Luck::OnlyTheMark), (disk, at, Luck::AllButTheMark)])
+        places.flat_map(|(disk, at)| [(disk, at, Luck::OnlyTheMarks), (disk, at, Luck::AllButTheMarks)])
     {
         let machine = Machine::new();
         machine.disks[disk].with(|s| s.alive = Some(at));

@@ -5,11 +5,14 @@
 
 mod gates;
 mod power;
+mod replay;
 mod states;
+mod trials;
 mod updates;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -23,55 +26,86 @@ struct Scenario {
     quick: &'static [Chain],
 }
 
+/// Scenarios that one chain does not have.
+const NOT_ON: &[(&str, Chain)] = &[
+    ("script-that-always-counts", Chain::SystemdBoot),
+    ("efivars-read-only", Chain::UBoot),
+    ("efivars-read-only", Chain::Grub),
+];
+
+const fn anywhere(name: &'static str, run: fn(Chain)) -> Scenario {
+    Scenario { name, run, quick: &[] }
+}
+
 const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "good-update",
         run: updates::good_update,
         quick: &[Chain::UBoot, Chain::Grub, Chain::SystemdBoot],
     },
+    Scenario { name: "health-check-fails", run: trials::health_check_fails, quick: &[Chain::UBoot] },
+    Scenario {
+        name: "kernel-garbage",
+        run: trials::kernel_garbage,
+        quick: &[Chain::Grub, Chain::SystemdBoot],
+    },
+    anywhere("downgrade", updates::downgrade),
+    anywhere("there-and-back-five-times", updates::there_and_back_five_times),
+    anywhere("same-good-image-again", updates::same_good_image_again),
+    anywhere("twenty-boots-without-an-update", updates::twenty_boots_without_an_update),
+    anywhere("script-that-always-counts", updates::script_that_always_counts),
+    anywhere("agent-killed-and-reset-in-the-trial", trials::agent_killed_and_reset_in_the_trial),
+    anywhere("agent-stopped-and-rebooted-in-the-trial", trials::agent_stopped_and_rebooted_in_the_trial),
+    anywhere("initrd-garbage", trials::initrd_garbage),
+    anywhere("root-garbage", trials::root_garbage),
+    anywhere("no-init", trials::no_init),
+    anywhere("hopeless-image-is-refused-from-then-on", trials::hopeless_image_is_refused_from_then_on),
+    anywhere("new-image-cannot-reach-the-cloud", trials::new_image_cannot_reach_the_cloud),
+    anywhere("agent-missing", trials::agent_missing),
+    anywhere("agent-crashes", trials::agent_crashes),
+    anywhere("bad-configuration", trials::bad_configuration),
+    anywhere("hangs-early", trials::hangs_early),
+    anywhere("hangs-late", trials::hangs_late),
     Scenario { name: "power-cut-writing", run: power::power_cut_while_writing, quick: &[Chain::UBoot] },
-    Scenario { name: "power-cut-armed", run: power::power_cut_when_armed, quick: &[] },
-    Scenario { name: "power-cut-trial", run: power::power_cut_in_the_trial, quick: &[] },
-    Scenario { name: "power-cut-confirmed", run: power::power_cut_when_confirmed, quick: &[] },
-    Scenario { name: "disk-error", run: power::disk_error_while_writing, quick: &[] },
-    Scenario { name: "network-lost", run: power::network_lost_while_downloading, quick: &[] },
-    Scenario { name: "cancelled-downloading", run: power::cancelled_while_downloading, quick: &[] },
-    Scenario { name: "cancelled-armed", run: power::cancelled_while_armed, quick: &[] },
-    Scenario { name: "cancelled-trial", run: power::cancelled_in_the_trial, quick: &[] },
-    Scenario { name: "environment-lost-idle", run: states::environment_lost_when_idle, quick: &[] },
-    Scenario { name: "environment-lost-writing", run: states::environment_lost_while_writing, quick: &[] },
-    Scenario { name: "environment-lost-armed", run: states::environment_lost_when_armed, quick: &[] },
-    Scenario { name: "environment-lost-trial", run: states::environment_lost_in_the_trial, quick: &[] },
-    Scenario { name: "environment-lost-confirmed", run: states::environment_lost_when_confirmed, quick: &[] },
+    anywhere("power-cut-armed", power::power_cut_when_armed),
+    anywhere("power-cut-trial", power::power_cut_in_the_trial),
+    anywhere("power-cut-confirmed", power::power_cut_when_confirmed),
+    anywhere("disk-error", power::disk_error_while_writing),
+    anywhere("network-lost", power::network_lost_while_downloading),
+    anywhere("cancelled-downloading", power::cancelled_while_downloading),
+    anywhere("cancelled-armed", power::cancelled_while_armed),
+    anywhere("cancelled-trial", power::cancelled_in_the_trial),
+    anywhere("environment-lost-idle", states::environment_lost_when_idle),
+    anywhere("environment-lost-writing", states::environment_lost_while_writing),
+    anywhere("environment-lost-armed", states::environment_lost_when_armed),
+    anywhere("environment-lost-trial", states::environment_lost_in_the_trial),
+    anywhere("environment-lost-confirmed", states::environment_lost_when_confirmed),
+    anywhere("environment-lost-running", states::environment_lost_in_the_running_system),
+    anywhere("environment-makes-no-sense", states::environment_makes_no_sense),
+    anywhere("tries-used-up", states::tries_used_up),
+    anywhere("environment-refuses-update", states::environment_refuses_the_update),
+    anywhere("environment-refuses-confirmation", states::environment_refuses_the_confirmation),
+    anywhere("efivars-read-only", states::efivars_read_only),
+    anywhere("state-lost", states::state_lost_when_armed),
+    anywhere("state-and-environment-lost", states::state_and_environment_lost_when_armed),
+    anywhere("data-lost", states::data_lost),
+    anywhere("data-read-only", states::data_read_only),
+    anywhere("slot-missing", states::slot_missing),
+    anywhere("clock-1970", states::clock_in_1970),
+    anywhere("clock-2060", states::clock_beyond_the_certificates),
     Scenario {
-        name: "environment-lost-running",
-        run: states::environment_lost_in_the_running_system,
-        quick: &[],
+        name: "power-cut-replay",
+        run: |chain| replay::power_cuts(chain, QUICK.load(Ordering::Relaxed)),
+        quick: &[Chain::UBoot],
     },
-    Scenario { name: "environment-makes-no-sense", run: states::environment_makes_no_sense, quick: &[] },
-    Scenario { name: "tries-used-up", run: states::tries_used_up, quick: &[] },
-    Scenario { name: "environment-refuses-update", run: states::environment_refuses_the_update, quick: &[] },
-    Scenario {
-        name: "environment-refuses-confirmation",
-        run: states::environment_refuses_the_confirmation,
-        quick: &[],
-    },
-    Scenario { name: "efivars-read-only", run: states::efivars_read_only, quick: &[] },
-    Scenario { name: "state-lost", run: states::state_lost_when_armed, quick: &[] },
-    Scenario {
-        name: "state-and-environment-lost",
-        run: states::state_and_environment_lost_when_armed,
-        quick: &[],
-    },
-    Scenario { name: "data-lost", run: states::data_lost, quick: &[] },
-    Scenario { name: "data-read-only", run: states::data_read_only, quick: &[] },
-    Scenario { name: "slot-missing", run: states::slot_missing, quick: &[] },
-    Scenario { name: "clock-1970", run: states::clock_in_1970, quick: &[] },
-    Scenario { name: "clock-2060", run: states::clock_beyond_the_certificates, quick: &[] },
 ];
+/// Those that run with both sets' boot files on one FAT, too: it is their point where these lie.
+const ON_SHARED: &[&str] = &["power-cut-replay"];
+/// Fewer states are switched on.
+static QUICK: AtomicBool = AtomicBool::new(false);
 
-const CHAINS: [Chain; 3] = [Chain::UBoot, Chain::Grub, Chain::SystemdBoot];
-const USAGE: &str = "usage: otandem-scenarios [--quick] [--chain u-boot|grub|systemd-boot]... [--only PART-OF-NAME]... \
+const CHAINS: [Chain; 4] = Chain::ALL;
+const USAGE: &str = "usage: otandem-scenarios [--quick] [--chain u-boot|grub|systemd-boot|systemd-boot-shared]... [--only PART-OF-NAME]... \
                      [--jobs N] [--list]";
 
 struct Choice {
@@ -106,6 +140,8 @@ impl Choice {
     fn takes(&self, scenario: &Scenario, chain: Chain) -> bool {
         let name = format!("{}/{}", chain.name(), scenario.name);
         self.chains.contains(&chain)
+            && (chain != Chain::SystemdBootShared || ON_SHARED.contains(&scenario.name))
+            && !NOT_ON.contains(&(scenario.name, chain))
             && (!self.quick || scenario.quick.contains(&chain))
             && (self.only.is_empty() || self.only.iter().any(|part| name.contains(part)))
     }
@@ -119,6 +155,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    QUICK.store(choice.quick, Ordering::Relaxed);
     // Last first taken: the longest runs of one chain are spread over the workers.
     let mut due: Vec<(&Scenario, Chain)> = SCENARIOS
         .iter()

@@ -1,0 +1,118 @@
+//! The general job that runs, as the record remembers it, and what a restart in its middle means.
+
+use serde::{Deserialize, Serialize};
+
+use crate::jobs::verdict;
+use crate::update::{JobKey, Outcome};
+
+/// Characters of a step's name that the record keeps.
+const NAME_KEPT: usize = 64;
+
+/// Saved before each step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RunningJob {
+    /// Which one.
+    pub key: JobKey,
+    /// The boot in which the step began.
+    pub boot_id: String,
+    /// The step, counted from 0, the final one included.
+    pub step: usize,
+    /// How many there are.
+    pub steps: usize,
+    /// Its name, for the reason.
+    pub name: String,
+    /// The document says that it may run again.
+    #[serde(default)]
+    pub rerunnable: bool,
+    /// The cloud ended it by itself: it is being stopped, and nobody is told how it ends.
+    #[serde(default)]
+    pub closed: bool,
+}
+
+impl RunningJob {
+    /// With a name of bounded length.
+    #[must_use]
+    pub fn at(mut self, step: usize, name: &str) -> Self {
+        self.step = step;
+        self.name = name.chars().take(NAME_KEPT).collect();
+        self
+    }
+
+    /// Where it stands, for people.
+    #[must_use]
+    pub fn progress(&self) -> String {
+        verdict::progress(self.step, self.steps, &self.name)
+    }
+}
+
+/// What a start finds about the job that ran before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interrupted {
+    /// It is over.
+    Ended(Outcome),
+    /// It is taken again from its first step.
+    Again,
+    /// It asked for the reboot that has happened: this step is next.
+    GoesOn(usize),
+}
+
+/// Decides. `boot_id` is that of now; `asked_for_reboot`: the step that ran had said that it reboots the device.
+#[must_use]
+pub fn interrupted(job: &RunningJob, boot_id: &str, asked_for_reboot: bool) -> Interrupted {
+    let rebooted = job.boot_id != boot_id;
+    if job.closed {
+        return Interrupted::Ended(Outcome::failed("dropped here when the cloud ended the job"));
+    }
+    if rebooted && asked_for_reboot {
+        let next = job.step.saturating_add(1);
+        return if next < job.steps {
+            Interrupted::GoesOn(next)
+        } else {
+            Interrupted::Ended(Outcome::succeeded("the device rebooted, as the job asked"))
+        };
+    }
+    if job.rerunnable {
+        return Interrupted::Again;
+    }
+    let what = if rebooted { "of the device" } else { "of the agent" };
+    Interrupted::Ended(Outcome::failed(format!("interrupted by restart {what} in {}", job.progress())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(step: usize, rerunnable: bool) -> RunningJob {
+        let key =
+            JobKey { endpoint: "e".into(), thing: "t".into(), job: "j".into(), execution: 1, queued_at: 1 };
+        let name = String::new();
+        RunningJob { key, boot_id: "b1".into(), step: 0, steps: 2, name, rerunnable, closed: false }
+            .at(step, "reboot")
+    }
+
+    #[test]
+    fn a_job_that_ran_when_the_agent_died_has_failed_unless_it_may_run_again() {
+        for (boot, what) in [("b1", "of the agent"), ("b2", "of the device")] {
+            let Interrupted::Ended(Outcome::Failed { reason }) = interrupted(&job(1, false), boot, false)
+            else {
+                panic!("{boot}")
+            };
+            assert_eq!(reason, format!("interrupted by restart {what} in step 2/2: reboot"));
+            assert_eq!(interrupted(&job(1, true), boot, false), Interrupted::Again);
+        }
+    }
+
+    #[test]
+    fn a_job_that_reboots_succeeds_after_the_boot_id_changed_and_is_not_looped() {
+        let ended = interrupted(&job(1, true), "b2", true);
+        assert!(matches!(ended, Interrupted::Ended(Outcome::Succeeded { .. })), "{ended:?}");
+        assert_eq!(interrupted(&job(0, false), "b2", true), Interrupted::GoesOn(1));
+    }
+
+    #[test]
+    fn a_reboot_that_did_not_happen_is_no_success() {
+        let ended = interrupted(&job(1, false), "b1", true);
+        assert!(matches!(ended, Interrupted::Ended(Outcome::Failed { .. })), "{ended:?}");
+    }
+}
