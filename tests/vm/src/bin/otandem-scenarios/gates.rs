@@ -159,8 +159,3 @@ pub fn back_on_a(stage: &mut Stage, reason: &str, before: &str) {
 pub fn wait_log(stage: &mut Stage, words: &str) {
     stage.vm.expect(words, BOOT).unwrap();
 }
-
-/// Waits until the update machine stands there.
-pub fn wait_phase(stage: &mut Stage, phase: &str) {
-    stage.wait_sh(&format!("otandem status --json 2>/dev/null | grep -q '\"phase\": *\"{phase}\"'"));
-}

@@ -27,7 +27,11 @@ struct Scenario {
 }
 
 /// Scenarios that one chain does not have.
-const NOT_ON: &[(&str, Chain)] = &[("script-that-always-counts", Chain::SystemdBoot)];
+const NOT_ON: &[(&str, Chain)] = &[
+    ("script-that-always-counts", Chain::SystemdBoot),
+    ("efivars-read-only", Chain::UBoot),
+    ("efivars-read-only", Chain::Grub),
+];
 
 const fn anywhere(name: &'static str, run: fn(Chain)) -> Scenario {
     Scenario { name, run, quick: &[] }

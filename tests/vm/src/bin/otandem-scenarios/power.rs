@@ -122,7 +122,7 @@ pub fn cancelled_while_downloading(chain: Chain) {
     let before = stage.digest("root-a");
     stage.lab.cancel_job("update", Force::Yes).unwrap();
     stage.lab.release_stalls();
-    gates::wait_phase(&mut stage, "idle");
+    stage.wait_phase("idle");
     assert_eq!(stage.digest("root-a"), before, "set A was written");
     stage.wait_status("update", Status::Canceled);
     assert_silent(&stage);
@@ -145,7 +145,7 @@ pub fn cancelled_while_armed(chain: Chain) {
     stage.wait_lab("phase armed", |lab| told(lab, "armed").then_some(()));
     stage.lab.clear_faults();
     stage.lab.cancel_job("update", Force::Yes).unwrap();
-    gates::wait_phase(&mut stage, "idle");
+    stage.wait_phase("idle");
     assert_silent(&stage);
     stage.sh("sync");
     stage.vm.power_cut();
