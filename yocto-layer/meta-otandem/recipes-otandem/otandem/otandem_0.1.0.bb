@@ -1,0 +1,88 @@
+SUMMARY = "OTA A/B update agent"
+DESCRIPTION = "Takes firmware jobs from the cloud, writes verified images into the slot set that does not run, has the \
+bootloader try it once, and confirms or fails the job after the reboot."
+SECTION = "base"
+LICENSE = "Apache-2.0"
+LIC_FILES_CHKSUM = "file://LICENSE;md5=3b83ef96387f14655fc854ddc3c6bd57"
+
+require otandem-source.inc
+require otandem-crates.inc
+
+SRC_URI += "file://run-ptest"
+
+inherit cargo features_check ptest systemd update-rc.d useradd
+
+# The native and SDK forms look at documents and configurations on the build machine; they need no choice of a feature.
+REQUIRED_DISTRO_FEATURES:class-target = "otandem"
+
+# One for each feature of agent/daemon/Cargo.toml, under its name; tests/layer holds the two lists together.
+PACKAGECONFIG ??= "jobs gzip xz boot-custom boot-grub boot-systemd-boot boot-u-boot"
+PACKAGECONFIG[session] = "--features session"
+PACKAGECONFIG[jobs] = "--features jobs"
+PACKAGECONFIG[gzip] = "--features gzip"
+PACKAGECONFIG[xz] = "--features xz"
+PACKAGECONFIG[boot-custom] = "--features boot-custom"
+PACKAGECONFIG[boot-grub] = "--features boot-grub"
+PACKAGECONFIG[boot-simulated] = "--features boot-simulated"
+PACKAGECONFIG[boot-systemd-boot] = "--features boot-systemd-boot"
+PACKAGECONFIG[boot-u-boot] = "--features boot-u-boot"
+
+# scarthgap's cargo class does not hand PACKAGECONFIG to cargo; newer ones do.
+OTANDEM_FEATURES = "${@'' if 'PACKAGECONFIG_CONFARGS' in (d.getVar('oe_cargo_build', False) or '') else '${PACKAGECONFIG_CONFARGS}'}"
+CARGO_BUILD_FLAGS:append = " --package otandem --bin otandem --no-default-features ${OTANDEM_FEATURES}"
+
+# BitBake strips by itself and keeps what it stripped.
+export CARGO_PROFILE_RELEASE_STRIP = "false"
+
+dist = "${S}/agent/dist"
+otandem_libdir = "${nonarch_libdir}/otandem"
+
+do_install() {
+	install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/otandem ${D}${bindir}/otandem
+}
+
+do_install:append:class-target() {
+	install -D -m 0755 ${dist}/usr/lib/otandem/dead-man ${D}${otandem_libdir}/dead-man
+	install -D -m 0644 ${dist}/etc/otandem/otandem.toml.example ${D}${docdir}/otandem/otandem.toml.example
+	install -d -m 0755 ${D}${sysconfdir}/otandem/health.d ${D}${sysconfdir}/otandem/hooks.d
+
+	if ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'true', 'false', d)}; then
+		install -d ${D}${systemd_system_unitdir}
+		install -m 0644 ${dist}/usr/lib/systemd/system/* ${D}${systemd_system_unitdir}
+		install -D -m 0644 ${dist}/usr/lib/tmpfiles.d/otandem.conf ${D}${nonarch_libdir}/tmpfiles.d/otandem.conf
+		install -D -m 0644 ${dist}/usr/lib/sysusers.d/otandem.conf ${D}${nonarch_libdir}/sysusers.d/otandem.conf
+	fi
+	if ${@bb.utils.contains('DISTRO_FEATURES', 'sysvinit', 'true', 'false', d)}; then
+		install -D -m 0755 ${dist}/etc/init.d/otandem ${D}${sysconfdir}/init.d/otandem
+	fi
+	if [ -d ${S}/handlers ]; then
+		install -d ${D}${otandem_libdir}/handlers
+		cp -R --no-dereference --preserve=mode ${S}/handlers/* ${D}${otandem_libdir}/handlers
+	fi
+}
+
+PACKAGE_BEFORE_PN = "${PN}-trial ${PN}-handlers"
+
+SUMMARY:${PN}-trial = "Resets a device whose new image gets no verdict in time"
+SUMMARY:${PN}-handlers = "Programs that jobs call by name"
+
+FILES:${PN}-trial = "${otandem_libdir}/dead-man ${systemd_system_unitdir}/otandem-*"
+FILES:${PN}-handlers = "${otandem_libdir}/handlers"
+FILES:${PN} += "${nonarch_libdir}/tmpfiles.d ${nonarch_libdir}/sysusers.d"
+
+# An update without the dead-man can hang for ever, and without a configuration there are none.
+RDEPENDS:${PN}:append:class-target = " ${PN}-trial virtual-otandem-conf"
+RRECOMMENDS:${PN}:append:class-target = " ca-certificates ${PN}-handlers"
+
+USERADD_PACKAGES = "${PN}"
+GROUPADD_PARAM:${PN} = "--system otandem"
+
+SYSTEMD_PACKAGES = "${PN} ${PN}-trial"
+SYSTEMD_SERVICE:${PN} = "otandem.service"
+SYSTEMD_SERVICE:${PN}-trial = "otandem-trial.timer"
+SYSTEMD_AUTO_ENABLE:${PN}-trial = "enable"
+
+INITSCRIPT_NAME = "otandem"
+INITSCRIPT_PARAMS = "defaults 80 20"
+
+BBCLASSEXTEND = "native nativesdk"
