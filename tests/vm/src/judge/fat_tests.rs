@@ -103,6 +103,23 @@ fn clusters_in_a_circle_are_an_error_and_not_for_ever() {
     assert!(matches!(fat.content(&endless), Err(FatError::Chain { .. })));
 }
 
+#[test]
+fn a_directory_that_grew_by_half_shows_what_lies_before_the_gap() {
+    let Some(mut bytes) = made("32", 40 << 20) else { return };
+    let table = word(&bytes, 14) as usize * 512;
+    let (folder, free) = {
+        let disk = Bytes(bytes.clone());
+        let fat = Fat::open(&disk, 0).unwrap();
+        let free = fat.table.iter().rposition(|next| *next == 0).unwrap();
+        (fat.list("loader").unwrap().remove(0), u32::try_from(free).unwrap())
+    };
+    // The next cluster is named, and is itself still free.
+    let at = table + folder.first as usize * 4;
+    bytes[at..at + 4].copy_from_slice(&free.to_le_bytes());
+    let disk = Bytes(bytes);
+    assert_eq!(Fat::open(&disk, 0).unwrap().list("loader/entries").unwrap().len(), 3);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

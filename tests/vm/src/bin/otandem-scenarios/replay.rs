@@ -25,8 +25,9 @@ const EXTRA: usize = 256 << 10;
 /// The jobs of a recording with what they install where.
 const JOBS: [(&str, &str, &str); 2] = [("first", "2.0", "B"), ("second", "3.0", "A")];
 
-/// Names a folder in which recordings stay, to be judged again, by another judge, without making them again. Nothing is
-/// switched on then: the devices' cloud is gone. With another agent the images are other ones, and new recordings due.
+/// Names a folder in which recordings stay, to be judged again, by another judge, without making them again. What is
+/// switched on then need only come up: its cloud is gone. With another agent the images are other ones, and new recordings
+/// due.
 const KEEP: &str = "OTANDEM_RECORDINGS";
 
 /// A recording and what it is of.
@@ -60,7 +61,7 @@ pub fn power_cuts(chain: Chain, quick: bool) {
     let report = Judge::new(&base, &scene, &places).unwrap().all(&replay, &cuts).unwrap();
     tell(chain, &replay, &report, begin.elapsed());
     let wanted = if quick { BOOTS_QUICK } else { BOOTS };
-    let sampled = if recorded.old || report.failed > 0 { vec![] } else { chosen(&report, &cuts, wanted) };
+    let sampled = if report.failed > 0 { vec![] } else { chosen(&report, &cuts, wanted) };
     let begin = Instant::now();
     for cut in &sampled {
         // A judge looks at what changed since its last state: one that starts anew sees all.
@@ -115,7 +116,8 @@ fn record(chain: Chain) -> Recorded {
     let paths = |folder: &Path| ["base", "log", "end"].map(|name| folder.join(name));
     if let Some([base, log, end]) = kept.as_deref().map(paths).filter(|[.., end]| end.exists()) {
         versions.extend(JOBS.map(|(_, version, _)| offer(&stage, version).1));
-        return Recorded { stage, versions, base, log, end, old: true, vars: None };
+        let vars = keep_variables(stage.vm.folder());
+        return Recorded { stage, versions, base, log, end, old: true, vars };
     }
     // What the first start makes is not part of the updates.
     stage.power_on();
@@ -235,6 +237,10 @@ impl Recorded {
         }
         stage.vm.power_on(&PowerOn::default()).unwrap();
         stage.expect_up(expected.set.name(), &expected.version);
+        if self.old {
+            stage.vm.power_cut();
+            return;
+        }
         let rest = "n=0; until otandem status --json 2>/dev/null | tr -d ' \\n' | \
                     grep -q '\"phase\":\"idle\".*\"ready\":true'; do sleep 0.2; n=$((n+1)); [ $n -lt 300 ] || exit 1; done";
         // It may have to reset once more: an arming that was cut is taken up again, or a trial ends.
