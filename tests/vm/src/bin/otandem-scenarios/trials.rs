@@ -33,7 +33,7 @@ pub fn agent_killed_and_reset_in_the_trial(chain: Chain) {
 /// Nobody gives a verdict: the agent was stopped in order, then comes an orderly reboot.
 pub fn agent_stopped_and_rebooted_in_the_trial(chain: Chain) {
     let mut stage = undecided(chain);
-    stage.sh("sync; /sbin/reboot");
+    stage.vm.send("sync; /sbin/reboot\n").unwrap();
     back_on_a(stage, "rolled back: trial ended without a verdict");
 }
 
