@@ -258,7 +258,8 @@ pub struct Record {
     /// How the last update ended, for `status`.
     #[serde(default)]
     pub last: Option<Outcome>,
-    /// The latest wall time seen, in seconds since 1970: a floor for a clock that starts in 1970.
+    /// The latest wall time at which certificates were found valid, in seconds since 1970: a floor for a clock that
+    /// starts in 1970.
     #[serde(default)]
     pub wall: u64,
 }

@@ -122,7 +122,8 @@ pub enum CertError {
     },
     /// The validity is over.
     #[error(
-        "{path} has expired at {not_after} and now is {now} (seconds since 1970): renew it", path = path.display()
+        "{path} has expired at {not_after} and now is {now} (seconds since 1970): check the clock, else renew it",
+        path = path.display()
     )]
     Expired {
         /// The file.

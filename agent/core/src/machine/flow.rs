@@ -335,7 +335,7 @@ impl Machine {
     }
 
     fn note_slots(&mut self, update: &Update, images: &[WrittenImage]) {
-        let installed_at = self.record.wall;
+        let installed_at = self.run.wall.max(self.record.wall);
         for (image, got) in update.images.iter().zip(images) {
             let status = SlotStatus {
                 sha256: got.sha256,

@@ -61,6 +61,8 @@ pub const PROGRESS_STEP: u32 = 5;
 struct Run {
     /// When this process took over.
     started: Boottime,
+    /// What the wall clock showed last, in seconds since 1970.
+    wall: u64,
     facts: Option<Facts>,
     /// Each set's slots begin with something: as found at the start, then as written by this process.
     heads: [bool; 2],
@@ -145,8 +147,15 @@ impl Machine {
         &self.record
     }
 
-    /// The latest wall time seen is noted with the next save.
+    /// What the wall clock shows: for display, not believed.
     pub fn note_wall(&mut self, seconds: u64) {
+        self.run.wall = seconds;
+    }
+
+    /// Certificates were found valid at this wall time: it is noted with the next save, and no later start believes an
+    /// earlier one. A clock that merely shows something must not get here: one that stood in the far future once would
+    /// make every certificate expired for ever.
+    pub fn trust_wall(&mut self, seconds: u64) {
         self.record.wall = self.record.wall.max(seconds);
     }
 

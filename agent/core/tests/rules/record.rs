@@ -344,8 +344,17 @@ fn deadlines_of_a_trial_begin_anew_with_its_boot() {
 #[test]
 fn wall_time_is_a_floor_that_never_sinks() {
     let mut world = device();
-    world.agent().note_wall(1_700_000_000);
-    world.agent().note_wall(5);
+    world.agent().trust_wall(1_700_000_000);
+    world.agent().trust_wall(5);
+    assert_eq!(world.record().wall, 1_700_000_000);
+}
+
+#[test]
+fn a_clock_that_nothing_has_confirmed_is_no_floor() {
+    let mut world = device();
+    world.agent().trust_wall(1_700_000_000);
+    // An RTC in the far future: believed once, every certificate would be expired for ever.
+    world.agent().note_wall(4_000_000_000);
     assert_eq!(world.record().wall, 1_700_000_000);
 }
 

@@ -386,6 +386,8 @@ impl Agent {
         match inbound {
             Inbound::Up => {
                 tracing::info!("connected to the cloud");
+                // TLS has just found both sides' certificates valid at this time.
+                self.machine.trust_wall(wall());
                 self.session.up();
                 // Of what the start and the handshake needed, nothing is needed any more.
                 memory::give_back();

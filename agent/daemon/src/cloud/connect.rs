@@ -30,10 +30,15 @@ pub fn start(
     let (outbound, orders) = mpsc::unbounded_channel();
     let client_id = cloud.client_id.clone().unwrap_or_else(|| thing.to_owned());
     tokio::spawn(async move {
+        let mut last = String::new();
         let tls = loop {
             match tls(&cloud, &clock) {
                 Ok(tls) => break tls,
                 Err(reason) => {
+                    if reason != last {
+                        tracing::warn!("no cloud session: {reason}");
+                        last.clone_from(&reason);
+                    }
                     if tell.send(Inbound::Down { reason }).await.is_err() {
                         return;
                     }

@@ -58,7 +58,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock that never shows less than `floor` (Unix seconds: the greater of build time and last saved time).
+    /// A clock that never shows less than `floor` (Unix seconds: the greater of build time and time of the last connection).
     #[must_use]
     pub fn new(floor: u64) -> Arc<Self> {
         Arc::new(Self { floor: AtomicU64::new(floor) })

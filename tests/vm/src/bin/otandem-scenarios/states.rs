@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use otandem_images::Chain;
 use otandem_lab::Status;
 use otandem_vm::chain::{self, Environment};
-use otandem_vm::stage::Stage;
+use otandem_vm::stage::{Setup, Stage};
 use otandem_vm::{Clock, PowerOn};
 
 use crate::gates::{self, Moment};
@@ -183,7 +183,7 @@ pub fn clock_in_1970(chain: Chain) {
 
 /// A clock that is past every certificate: the status says what is wrong, and all is well once somebody sets it.
 pub fn clock_beyond_the_certificates(chain: Chain) {
-    let mut stage = Stage::off(chain);
+    let mut stage = Stage::with(Setup::new(chain).with("update", "cloud-timeout", "\"4min\""));
     let clock = Clock::At("2060-01-01T00:00:00".into());
     stage.vm.power_on(&PowerOn { clock, ..PowerOn::default() }).unwrap();
     stage.expect_up("A", "1.0");
