@@ -120,7 +120,8 @@ impl Chain {
                 ("/usr/lib/u-boot/qemu-x86/u-boot.rom", "u-boot-qemu"),
             ],
             Self::Grub => &[
-                ("grub-mkstandalone", "grub-common"),
+                ("grub-mkimage", "grub-common"),
+                ("tar", "tar"),
                 ("grub-editenv", "grub-common"),
                 ("/usr/lib/grub/x86_64-efi/linux.mod", "grub-efi-amd64-bin"),
                 ("/usr/share/OVMF/OVMF_CODE_4M.fd", "ovmf"),
@@ -292,11 +293,19 @@ fn u_boot() -> Result<Vec<BootPart>, ImageError> {
 fn grub() -> Result<Vec<BootPart>, ImageError> {
     let folder = tempfile::tempdir().map_err(file("create a folder for", "GRUB".as_ref()))?;
     let (program, block) = (folder.path().join("grub.efi"), folder.path().join("grubenv"));
-    let mut early = std::ffi::OsString::from("boot/grub/grub.cfg=");
-    early.push(hook("grub/early.cfg")?);
-    let mut make = tools::command("grub-mkstandalone");
-    make.args(["-O", "x86_64-efi", "--locales=", "--fonts=", "--themes=", "-o"]).arg(&program);
-    make.arg(format!("--modules={GRUB_MODULES}")).arg(format!("--install-modules={GRUB_MODULES}")).arg(early);
+    // As grub-mkstandalone does, but for the times that it takes from the clock into its archive.
+    let (tree, archive) = (folder.path().join("tree"), folder.path().join("memdisk.tar"));
+    let mut memdisk = Tree::default();
+    memdisk.copy("boot/grub/grub.cfg", 0o644, &hook("grub/early.cfg")?)?;
+    std::fs::create_dir(&tree).map_err(file("create", &tree))?;
+    memdisk.unfold(&tree)?;
+    let mut pack = tools::command("tar");
+    pack.args(["--format=ustar", "--sort=name", "--owner=0", "--group=0", "--numeric-owner"]);
+    pack.arg(format!("--mtime=@{}", tools::EPOCH)).arg("-C").arg(&tree).arg("-cf").arg(&archive).arg("boot");
+    tools::run(&mut pack)?;
+    let mut make = tools::command("grub-mkimage");
+    make.args(["-O", "x86_64-efi", "-p", "(memdisk)/boot/grub", "-m"]).arg(&archive).arg("-o").arg(&program);
+    make.args(["memdisk", "tar"]).args(GRUB_MODULES.split_whitespace());
     tools::run(&mut make)?;
     tools::run(tools::command("grub-editenv").arg(&block).arg("create"))?;
     let mut tree = Tree::default();
