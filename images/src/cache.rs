@@ -8,7 +8,7 @@ use crate::error::file;
 use crate::{ImageError, files};
 
 /// Counts up when this crate makes something else out of the same input.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 /// Things that are kept; a new agent makes two or three.
 const KEPT: usize = 60;
 /// What was used so recently may still be in use.

@@ -7,6 +7,11 @@ use crate::error::file;
 use crate::tree::{Node, Tree};
 use crate::{ImageError, files, tools};
 
+/// Where files get other names in the field.
+const RENAMED_IN: &str = "loader/entries";
+/// Names that the folder has room for beyond those that it has.
+const SPARE_NAMES: usize = 24;
+
 /// The width of a FAT's entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Width {
@@ -46,7 +51,28 @@ pub(crate) fn make(tree: &Tree, width: Width, label: &str, size: u64, out: &Path
             Node::Link(_) => return Err(ImageError::Recipe(format!("{path}: a FAT has no links"))),
         };
     }
+    if tree.nodes().any(|(path, node)| path == RENAMED_IN && matches!(node, Node::Folder)) {
+        make_room(RENAMED_IN, folder.path(), out)?;
+    }
     Ok(())
+}
+
+/// Lets a folder grow now, so that it need not when a file in it gets another name: growing changes the table, and a
+/// power cut in between leaves a folder that firmware does not open. A FAT keeps the clusters of what is deleted.
+fn make_room(path: &str, scratch: &Path, out: &Path) -> Result<(), ImageError> {
+    let mut copy = tools::command("mcopy");
+    copy.arg("-i").arg(out);
+    let mut delete = tools::command("mdel");
+    delete.arg("-i").arg(out);
+    for number in 0..SPARE_NAMES {
+        let name = format!("room-for-names-{number:02}");
+        let source = scratch.join(&name);
+        fs::write(&source, []).map_err(file("write", &source))?;
+        copy.arg(source);
+        delete.arg(format!("::/{path}/{name}"));
+    }
+    tools::run(copy.arg(format!("::/{path}")))?;
+    tools::run(&mut delete).map(drop)
 }
 
 fn full(error: ImageError, tree: &Tree, label: &str, size: u64) -> ImageError {
@@ -97,6 +123,32 @@ mod tests {
             let list = tools::run(tools::command("mdir").arg("-i").arg(&one).arg("::/EFI/BOOT")).unwrap();
             assert_eq!(list.matches("2023-11-14").count(), 3, "{list}");
         }
+    }
+
+    #[test]
+    fn a_new_name_beside_the_entries_of_both_sets_does_not_let_their_folder_grow() {
+        if !there() {
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (disk, empty) = (folder.path().join("disk"), folder.path().join("empty"));
+        let mut tree = Tree::default();
+        for name in ["otandem-a.conf", "otandem-a.template", "otandem-b.conf", "otandem-b.template"] {
+            tree.text(&format!("loader/entries/{name}"), "x");
+        }
+        make(&tree, Width::Fat32, "ESP", 40 << 20, &disk).unwrap();
+        fs::write(&empty, []).unwrap();
+        let clusters =
+            || tools::run(tools::command("mshowfat").arg("-i").arg(&disk).arg("::/loader/entries")).unwrap();
+        let before = clusters();
+        for name in ["otandem-b+0.conf", "otandem-a+0.conf", "otandem-a.old1", "otandem-b.old1"] {
+            let place = format!("::/loader/entries/{name}");
+            tools::run(tools::command("mcopy").arg("-i").arg(&disk).arg(&empty).arg(place)).unwrap();
+        }
+        assert_eq!(clusters(), before);
+        let list = tools::run(tools::command("mdir").args(["-b", "-i"]).arg(&disk).arg("::/loader/entries"));
+        let list = list.unwrap();
+        assert!(list.lines().count() == 8 && !list.contains("room"), "{list}");
     }
 
     #[test]

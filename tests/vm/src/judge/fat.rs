@@ -1,7 +1,8 @@
 //! Files on a FAT, as firmware and loaders find them: read from a disk in any state, torn ones too.
 //!
 //! A name that was torn from its entry (a wrong checksum, a part missing) counts for nothing, and the file has its short
-//! name only, as with UEFI's own driver. The first copy of the table is the one that counts.
+//! name only, as with UEFI's own driver. A directory that cannot be followed to its end is none: OVMF shows a loader
+//! nothing of it, not even what lies before the gap. The first copy of the table is the one that counts.
 
 use std::io;
 
@@ -155,21 +156,6 @@ impl<'a, S: Sectors> Fat<'a, S> {
         Some(all)
     }
 
-    /// The bytes of a directory as far as one can follow it, as UEFI's own driver does: an entry at a time, and what was
-    /// found before it gets stuck was found.
-    fn directory(&self, first: u32) -> Result<Vec<u8>, FatError> {
-        let (mut raw, mut at) = (Vec::new(), first);
-        while at >= 2 && at < self.end && raw.len() < MAX_DIRECTORY {
-            let Some(next) = usize::try_from(at).ok().and_then(|at| self.table.get(at)) else { break };
-            let from = raw.len();
-            raw.resize(from + usize::try_from(self.cluster).unwrap_or(0), 0);
-            let read = self.disk.read(self.place(at), &mut raw[from..]);
-            read.map_err(|source| FatError::Disk { start: self.start, source })?;
-            at = *next;
-        }
-        Ok(raw)
-    }
-
     fn place(&self, cluster: u32) -> u64 {
         self.start + self.data + (u64::from(cluster) - 2) * self.cluster
     }
@@ -190,7 +176,7 @@ impl<'a, S: Sectors> Fat<'a, S> {
     /// root.
     ///
     /// # Errors
-    /// There is no such directory, or the disk cannot be read.
+    /// There is no such directory, or it cannot be followed to its end.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>, FatError> {
         let mut raw = match self.root {
             Root::Fixed(at, len) => {
@@ -199,12 +185,12 @@ impl<'a, S: Sectors> Fat<'a, S> {
                 read.map_err(|source| FatError::Disk { start: self.start, source })?;
                 raw
             }
-            Root::Chain(first) => self.directory(first)?,
+            Root::Chain(first) => self.bytes("the root directory", first, MAX_DIRECTORY as u64)?,
         };
         for name in path.split('/').filter(|name| !name.is_empty()) {
             let found = entries(&raw).into_iter().find(|e| e.directory && e.name.eq_ignore_ascii_case(name));
             let missing = || FatError::Missing { path: format!("{name} of {path}") };
-            raw = self.directory(found.ok_or_else(missing)?.first)?;
+            raw = self.bytes(path, found.ok_or_else(missing)?.first, MAX_DIRECTORY as u64)?;
         }
         Ok(entries(&raw))
     }
