@@ -112,7 +112,9 @@ pub const fn seal(chain: Chain) -> &'static str {
         Chain::UBoot => in_place_of_setenv!("echo Cannot write environment >&2\\nexit 1"),
         Chain::Grub => "mount -o remount,ro /efi",
         Chain::SystemdBoot | Chain::SystemdBootShared => {
-            "for at in /efi /xbootldr; do ! grep -q \" $at \" /proc/mounts || mount -o remount,ro $at; done"
+            // The entries alone: kernel and initrd lie on the same file systems, and are written before.
+            "for at in /efi/loader/entries /xbootldr/loader/entries; do [ ! -d $at ] || \
+             { mount -o bind $at $at && mount -o remount,ro,bind $at; }; done"
         }
     }
 }
@@ -134,7 +136,7 @@ pub const fn unseal(chain: Chain) -> &'static str {
         Chain::UBoot => "umount /usr/bin/fw_setenv",
         Chain::Grub => "mount -o remount,rw /efi",
         Chain::SystemdBoot | Chain::SystemdBootShared => {
-            "for at in /efi /xbootldr; do ! grep -q \" $at \" /proc/mounts || mount -o remount,rw $at; done"
+            "for at in /efi/loader/entries /xbootldr/loader/entries; do [ ! -d $at ] || umount $at; done"
         }
     }
 }

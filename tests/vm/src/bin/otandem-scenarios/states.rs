@@ -192,10 +192,10 @@ pub fn clock_beyond_the_certificates(chain: Chain) {
     let offer = stage.good("2.0");
     stage.job("update", &offer.document);
     stage.wait_sh("otandem status --json | grep -q 'no cloud session: .*clock'");
-    stage.sh("date -u -s 2030-01-01T00:00:00");
+    stage.sh("date -u -s '2030-01-01 00:00:00'");
     stage.expect_up("B", "2.0");
     // No clock keeps what it was set to here: the trial waits for it to be set again.
-    stage.sh("date -u -s 2030-01-01T00:00:00");
+    stage.sh("date -u -s '2030-01-01 00:00:00'");
     stage.expect_end("update", Status::Succeeded, "");
     stage.finish();
 }
