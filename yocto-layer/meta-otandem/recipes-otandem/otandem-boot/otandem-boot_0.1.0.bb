@@ -26,7 +26,7 @@ OTANDEM_UBOOT_ENV ?= ""
 # Disk of the environment in /etc/fw_env.config; both copies lie on the partition uboot-env.
 OTANDEM_UBOOT_ENV_DEVICE ?= "/dev/disk/by-partlabel/uboot-env"
 
-DEPENDS = "${@{'grub': 'grub-native grub-efi', 'u-boot': 'u-boot-tools-native'}.get(d.getVar('OTANDEM_BOOTLOADER'), '')}"
+DEPENDS += "${@{'grub': 'grub-native grub-efi', 'u-boot': 'u-boot-tools-native'}.get(d.getVar('OTANDEM_BOOTLOADER'), '')}"
 
 # The list that README.md beside grub.cfg has; tests/layer holds the two together.
 OTANDEM_GRUB_MODULES = "part_gpt fat ext2 normal linux loadenv test search search_fs_file regexp eval testspeed echo reboot halt sleep serial terminal configfile"
