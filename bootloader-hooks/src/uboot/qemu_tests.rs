@@ -285,6 +285,7 @@ fn the_real_u_boot_goes_back_when_a_kernel_does_not_start_and_the_command_line_i
     board.disk.write_all_at(&state, ENV * BLOCK).unwrap();
     let serial = board.boot();
     assert_eq!(told(&serial), (vec![SetId::B, SetId::A], Some(SetId::A)), "{serial}");
-    let line = "\notandem.set=A root=PARTLABEL=root-a ro rootwait=30 panic=3 console=ttyS0 quiet\n";
+    let line =
+        "\notandem.set=A root=PARTLABEL=root-a ro rootwait=30 panic=3 console=ttyS0 quiet no_timer_check\n";
     assert!(serial.contains(line), "{serial}");
 }

@@ -115,7 +115,8 @@ pub struct Stage {
     pub chain: Chain,
     workshop: Workshop,
     disk: Disk,
-    factory: Root,
+    /// What left the factory, by the agent of then.
+    factory: Release,
     slot_size: u64,
 }
 
@@ -163,12 +164,13 @@ impl Stage {
         let mut device = setup.device.clone();
         device.data.insert("otandem/device.toml".into(), setup.toml().into());
         let workshop = Workshop::in_target(chain).unwrap();
+        let factory = workshop.release(&device.factory, device.slot_size).unwrap();
         let disk = workshop.disk(&device, workplace.path()).unwrap();
         let definition =
             Definition { args: disk.firmware_arguments(), disk: disk.image.clone(), memory_mib: MEMORY_MIB };
         let cloud = CloudSide { lab, thing: THING.into(), limit: UPDATE.mul_f64(stretch()) };
         let vm = Vm::new(workplace, definition);
-        Self { cloud, vm, chain, workshop, disk, slot_size: device.slot_size, factory: device.factory }
+        Self { cloud, vm, chain, workshop, disk, slot_size: device.slot_size, factory }
     }
 
     /// Presses the power button and waits for the factory image: up, in set A, settled.
@@ -341,7 +343,7 @@ impl Stage {
 
     /// Set A is, byte for byte, as it left the factory. The device must be off.
     pub fn assert_factory_untouched(&self) {
-        let release = self.release(&self.factory);
+        let release = &self.factory;
         let mut files = BootFiles::new();
         if !self.chain.kernel_in_root() {
             files = self.boot_files();

@@ -48,7 +48,9 @@ pub fn device(name: &str, disk: u64) -> Result<Vm, String> {
     made.map_err(|e| format!("the guest cannot be made: {e}"))?;
     let mut args: Vec<OsString> = ["-machine", "pc", "-kernel"].map(OsString::from).into();
     args.extend([kernel.join("vmlinuz").into(), "-initrd".into(), initrd.into()]);
-    args.extend(["-append", "console=ttyS0 quiet loglevel=0 panic=3 rdinit=/init"].map(OsString::from));
+    args.extend(
+        ["-append", "console=ttyS0 quiet no_timer_check loglevel=0 panic=3 rdinit=/init"].map(OsString::from),
+    );
     Ok(Vm::new(workplace, Definition { args, disk: image, memory_mib: 256 }))
 }
 
