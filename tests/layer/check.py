@@ -309,7 +309,7 @@ def boot_files_keep_their_choice_and_get_the_products_arguments():
     hooks, arguments = ROOT / "bootloader-hooks", "console=ttyAMA0 quiet"
     text = (hooks / "grub/grub.cfg").read_text()
     made = boot.grub_cfg(text, "", arguments)
-    assert f'set otandem_args="ro rootwait panic=3 {arguments}"\n' in made and "set otandem_initrd=\n" in made
+    assert f'set otandem_args="ro rootwait=30 panic=3 {arguments}"\n' in made and "set otandem_initrd=\n" in made
     changed = [new for old, new in zip(text.splitlines(), made.splitlines(), strict=True) if old != new]
     equal(len(changed), 2, "changed lines of grub.cfg")
     refused("OTANDEM_KERNEL_ARGS", boot.grub_cfg, text, "", 'a"b')

@@ -33,11 +33,13 @@ def entry(text, initrd, arguments):
 
 def grub_cfg(text, initrd, arguments):
     """grub.cfg with this end of the kernel's command line."""
-    text, changed = re.subn(
-        r'^(set otandem_args="ro rootwait panic=\d+)[^"]*"$', lambda m: f'{m[1]} {arguments}"', text, flags=re.M
-    )
-    if changed != 1 or '"' in arguments or "$" in arguments:
+    if '"' in arguments or "$" in arguments:
         raise Mistake("OTANDEM_KERNEL_ARGS cannot be written into grub.cfg: it may have no quotes and no dollar signs.")
+    text, changed = re.subn(
+        r'^(set otandem_args="ro [^"]*\bpanic=\d+)[^"]*"$', lambda m: f'{m[1]} {arguments}"', text, flags=re.M
+    )
+    if changed != 1:
+        raise Mistake('grub.cfg has no single line `set otandem_args="ro ... panic=N ..."`: begin with a copy of ours.')
     return text if initrd else re.sub(r"^set otandem_initrd=.*$", "set otandem_initrd=", text, count=1, flags=re.M)
 
 
