@@ -5,9 +5,10 @@
 //! every boot. A counter that is missing or makes no sense stands for a new set: it has three tries, and they are
 //! counted, so that an image that hangs cannot keep a device whose environment was lost.
 
-use otandem_core::boot::{SetId, SetState};
+use otandem_core::boot::{Booted, Facts, SetId, SetState};
 
-use crate::{BootNames, Tries};
+use crate::booted::Verdict;
+use crate::{BootControl, BootError, BootNames, Tries, View};
 
 /// The counter of a confirmed set.
 pub const FULL: u8 = 3;
@@ -221,5 +222,71 @@ impl Env {
             }
         }
         None
+    }
+}
+/// A bootloader whose choice is an [`Env`]: what each has of its own. All of them are [`BootControl`] in the same way.
+pub(crate) trait ByCounters: Send {
+    /// Which set runs.
+    fn booted(&self) -> Verdict;
+    /// The same as a fact.
+    fn running(&self) -> Booted {
+        self.booted().booted
+    }
+    /// The identity of this boot; empty if there is none.
+    fn boot_id(&self) -> String;
+    /// Tries of an armed set.
+    fn tries(&self) -> Tries;
+    /// The choice, read anew.
+    fn env(&mut self) -> Result<Env, BootError>;
+    /// Changes it in one write, if there is anything to change, and reads it back.
+    fn change(&mut self, change: impl FnOnce(&mut Env)) -> Result<(), BootError>;
+    /// As [`BootControl::view`].
+    fn as_stored(&mut self) -> Result<View, BootError>;
+}
+
+impl<T: ByCounters> BootControl for T {
+    fn facts(&mut self) -> Result<Facts, BootError> {
+        let env = self.env()?;
+        let (booted, boot_id, tries) = (self.running(), self.boot_id(), self.tries());
+        Ok(Facts {
+            booted,
+            boot_id,
+            primary: env.primary(),
+            a: env.state(SetId::A, booted.set(), tries),
+            b: env.state(SetId::B, booted.set(), tries),
+        })
+    }
+
+    fn view(&mut self) -> Result<View, BootError> {
+        self.as_stored()
+    }
+
+    fn arm(&mut self, set: SetId) -> Result<(), BootError> {
+        self.booted().must_not_run("arm", set)?;
+        let tries = self.tries();
+        self.change(|env| env.arm(set, tries))
+    }
+
+    fn keep(&mut self, set: SetId) -> Result<(), BootError> {
+        self.booted().must_run("keep", set)?;
+        self.change(|env| env.keep(set))
+    }
+
+    fn disarm(&mut self, set: SetId) -> Result<(), BootError> {
+        self.booted().must_not_run("disarm", set)?;
+        self.change(|env| env.disarm(set))
+    }
+
+    fn confirm(&mut self, set: SetId) -> Result<(), BootError> {
+        self.booted().must_run("confirm", set)?;
+        self.change(|env| env.confirm(set))
+    }
+
+    fn mark_bad(&mut self, set: SetId) -> Result<(), BootError> {
+        self.booted().running("mark bad")?;
+        if !self.env()?.bootable(set.other()) {
+            return Err(BootError::NoFallback { set });
+        }
+        self.change(|env| env.mark_bad(set))
     }
 }

@@ -11,13 +11,14 @@ mod store;
 use std::path::{Path, PathBuf};
 
 pub use crate::counters::{Env, FULL};
-use otandem_core::boot::{Booted, Facts, SetId};
+use otandem_core::boot::{Booted, SetId};
 use otandem_device::state::atomic_write;
 use store::{EnvFile, io_error};
 pub use store::{Fault, Faults};
 
 use crate::booted::{Claim, Says, Verdict, combine};
-use crate::{BootControl, BootError, BootNames, Config, View};
+use crate::counters::ByCounters;
+use crate::{BootError, BootNames, Config, Tries, View};
 
 /// The running system's view of the simulated bootloader.
 pub struct Simulated {
@@ -44,7 +45,9 @@ impl Simulated {
     pub fn set_faults(&mut self, faults: Faults) {
         self.env.set_faults(faults);
     }
+}
 
+impl ByCounters for Simulated {
     fn booted(&self) -> Verdict {
         let path = self.dir.join("booted");
         let source = path.display().to_string();
@@ -56,7 +59,23 @@ impl Simulated {
         combine(&[Claim { source, says }])
     }
 
-    /// Changes the environment in one write, if there is anything to change, and reads it back.
+    fn running(&self) -> Booted {
+        // Without an identity of the boot nobody could tell whether there was a reset.
+        if self.boot_id().is_empty() { Booted::Unknown } else { self.booted().booted }
+    }
+
+    fn boot_id(&self) -> String {
+        std::fs::read_to_string(self.dir.join("boot_id")).unwrap_or_default().trim().to_owned()
+    }
+
+    fn tries(&self) -> Tries {
+        self.config.trial_tries
+    }
+
+    fn env(&mut self) -> Result<Env, BootError> {
+        self.env.read()
+    }
+
     fn change(&mut self, change: impl FnOnce(&mut Env)) -> Result<(), BootError> {
         let before = self.env.read()?;
         let mut wanted = before.clone();
@@ -72,60 +91,14 @@ impl Simulated {
         let text = |env: &Env| env.format(&self.config.names).trim().replace('\n', ", ");
         Err(BootError::ReadBack { what: "env".into(), wanted: text(&wanted), found: text(&found) })
     }
-}
 
-impl BootControl for Simulated {
-    fn facts(&mut self) -> Result<Facts, BootError> {
-        let env = self.env.read()?;
-        let boot_id = std::fs::read_to_string(self.dir.join("boot_id")).unwrap_or_default().trim().to_owned();
-        let tries = self.config.trial_tries;
-        // Without an identity of the boot nobody could tell whether there was a reset.
-        let booted = if boot_id.is_empty() { Booted::Unknown } else { self.booted().booted };
-        Ok(Facts {
-            booted,
-            boot_id,
-            primary: env.primary(),
-            a: env.state(SetId::A, booted.set(), tries),
-            b: env.state(SetId::B, booted.set(), tries),
-        })
-    }
-
-    fn view(&mut self) -> Result<View, BootError> {
+    fn as_stored(&mut self) -> Result<View, BootError> {
         let env = self.env.read()?.format(&self.config.names);
         let values = env.lines().filter_map(|line| line.split_once('='));
         Ok(View {
             loader: "simulated".into(),
             values: values.map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         })
-    }
-
-    fn arm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_not_run("arm", set)?;
-        let tries = self.config.trial_tries;
-        self.change(|env| env.arm(set, tries))
-    }
-
-    fn keep(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_run("keep", set)?;
-        self.change(|env| env.keep(set))
-    }
-
-    fn disarm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_not_run("disarm", set)?;
-        self.change(|env| env.disarm(set))
-    }
-
-    fn confirm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_run("confirm", set)?;
-        self.change(|env| env.confirm(set))
-    }
-
-    fn mark_bad(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().running("mark bad")?;
-        if !self.env.read()?.bootable(set.other()) {
-            return Err(BootError::NoFallback { set });
-        }
-        self.change(|env| env.mark_bad(set))
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
-use crate::Tries;
-use otandem_core::boot::SetState;
+use crate::BootControl as _;
+use otandem_core::boot::{Facts, SetState};
 use proptest::prelude::*;
 
 /// A machine with a simulated bootloader, running set A after its first boot.

@@ -31,12 +31,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use env_config::{Copies, Place, parse as parse_env_config};
-use otandem_core::boot::{Facts, SetId};
+use otandem_core::boot::SetId;
 use otandem_device::run::{End, Outcome, Spec, Stop, run};
 
 use crate::booted::{Seen, Verdict, combine};
-use crate::counters::{Env, FULL};
-use crate::{BootControl, BootError, Config, View};
+use crate::counters::{ByCounters, Env, FULL};
+use crate::{BootError, Config, Tries, View};
 
 /// Bytes of output that are looked at; three variables are far shorter.
 const MAX_OUTPUT: usize = 16 * 1024;
@@ -241,7 +241,7 @@ impl UBoot {
         Ok(())
     }
 
-    fn env(&self, stored: &Stored) -> Env {
+    fn meaning(&self, stored: &Stored) -> Env {
         let [a, b] = &stored.left;
         Env::from_values(stored.order.as_deref(), [a.as_deref(), b.as_deref()], &self.config.names)
     }
@@ -286,10 +286,61 @@ impl UBoot {
         Ok(script)
     }
 
-    /// Changes the variables in one write, if that changes what they mean, and reads them back.
+    fn expect(&self, values: &[(String, String); 3]) -> Result<(), BootError> {
+        let found = self.read()?;
+        let [a, b] = found.left;
+        for ((name, wanted), found_value) in values.iter().zip([found.order, a, b]) {
+            if found_value.as_ref() != Some(wanted) {
+                let nothing = if found.lost { "lost" } else { "missing" };
+                let found = found_value.map_or_else(|| nothing.into(), |value| quoted(&value));
+                return Err(BootError::ReadBack { what: name.clone(), wanted: wanted.clone(), found });
+            }
+        }
+        Ok(())
+    }
+
+    /// What `status` says of the medium.
+    fn medium(&self, stored: &Stored) -> String {
+        let place = |p: &Place| format!("{} at {:#x}", p.device.display(), p.offset);
+        let copies = match self.copies() {
+            Ok(Copies::Redundant([first, second])) => {
+                format!("redundant: {}, {}", place(&first), place(&second))
+            }
+            Ok(Copies::Single(only)) => {
+                format!("a single copy, which a power cut during a write loses: {}", place(&only))
+            }
+            Ok(Copies::Unclear(why)) => format!("not known whether redundant: {why}"),
+            Err(e) => e.to_string(),
+        };
+        if stored.lost { format!("lost, nothing valid in it; {copies}") } else { copies }
+    }
+}
+
+/// Enough of a foreign text for a message.
+fn quoted(text: &str) -> String {
+    text.trim().chars().take(QUOTED).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+impl ByCounters for UBoot {
+    fn booted(&self) -> Verdict {
+        combine(&self.seen.claims(&self.config.names))
+    }
+
+    fn boot_id(&self) -> String {
+        self.seen.boot_id.clone()
+    }
+
+    fn tries(&self) -> Tries {
+        self.config.trial_tries
+    }
+
+    fn env(&mut self) -> Result<Env, BootError> {
+        Ok(self.meaning(&self.read()?))
+    }
+
     fn change(&mut self, change: impl FnOnce(&mut Env)) -> Result<(), BootError> {
         let stored = self.read()?;
-        let before = self.env(&stored);
+        let before = self.meaning(&stored);
         let mut wanted = before.clone();
         change(&mut wanted);
         if wanted == before {
@@ -315,62 +366,9 @@ impl UBoot {
         self.expect(&values)
     }
 
-    fn expect(&self, values: &[(String, String); 3]) -> Result<(), BootError> {
-        let found = self.read()?;
-        let [a, b] = found.left;
-        for ((name, wanted), found_value) in values.iter().zip([found.order, a, b]) {
-            if found_value.as_ref() != Some(wanted) {
-                let nothing = if found.lost { "lost" } else { "missing" };
-                let found = found_value.map_or_else(|| nothing.into(), |value| quoted(&value));
-                return Err(BootError::ReadBack { what: name.clone(), wanted: wanted.clone(), found });
-            }
-        }
-        Ok(())
-    }
-
-    fn booted(&self) -> Verdict {
-        combine(&self.seen.claims(&self.config.names))
-    }
-
-    /// What `status` says of the medium.
-    fn medium(&self, stored: &Stored) -> String {
-        let place = |p: &Place| format!("{} at {:#x}", p.device.display(), p.offset);
-        let copies = match self.copies() {
-            Ok(Copies::Redundant([first, second])) => {
-                format!("redundant: {}, {}", place(&first), place(&second))
-            }
-            Ok(Copies::Single(only)) => {
-                format!("a single copy, which a power cut during a write loses: {}", place(&only))
-            }
-            Ok(Copies::Unclear(why)) => format!("not known whether redundant: {why}"),
-            Err(e) => e.to_string(),
-        };
-        if stored.lost { format!("lost, nothing valid in it; {copies}") } else { copies }
-    }
-}
-
-/// Enough of a foreign text for a message.
-fn quoted(text: &str) -> String {
-    text.trim().chars().take(QUOTED).map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-impl BootControl for UBoot {
-    fn facts(&mut self) -> Result<Facts, BootError> {
-        let env = self.env(&self.read()?);
-        let booted = self.booted().booted;
-        let state = |set| env.state(set, booted.set(), self.config.trial_tries);
-        Ok(Facts {
-            booted,
-            boot_id: self.seen.boot_id.clone(),
-            primary: env.primary(),
-            a: state(SetId::A),
-            b: state(SetId::B),
-        })
-    }
-
-    fn view(&mut self) -> Result<View, BootError> {
+    fn as_stored(&mut self) -> Result<View, BootError> {
         let stored = self.read()?;
-        let env = self.env(&stored);
+        let env = self.meaning(&stored);
         let order = match &stored.order {
             None => "missing: the boot script takes both, A first".into(),
             Some(order) => match env.order().is_empty() {
@@ -395,35 +393,6 @@ impl BootControl for UBoot {
         }
         values.push(("environment".into(), self.medium(&stored)));
         Ok(View { loader: "U-Boot".into(), values })
-    }
-
-    fn arm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_not_run("arm", set)?;
-        let tries = self.config.trial_tries;
-        self.change(|env| env.arm(set, tries))
-    }
-
-    fn keep(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_run("keep", set)?;
-        self.change(|env| env.keep(set))
-    }
-
-    fn disarm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_not_run("disarm", set)?;
-        self.change(|env| env.disarm(set))
-    }
-
-    fn confirm(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().must_run("confirm", set)?;
-        self.change(|env| env.confirm(set))
-    }
-
-    fn mark_bad(&mut self, set: SetId) -> Result<(), BootError> {
-        self.booted().running("mark bad")?;
-        if !self.env(&self.read()?).bootable(set.other()) {
-            return Err(BootError::NoFallback { set });
-        }
-        self.change(|env| env.mark_bad(set))
     }
 }
 

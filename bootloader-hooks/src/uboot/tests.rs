@@ -1,6 +1,7 @@
 use std::process::Command;
 
 use super::*;
+use crate::BootControl as _;
 use crate::{BootNames, Tries};
 use model::{Contents, Form, encode};
 use otandem_core::boot::{Booted, SetState};
