@@ -92,20 +92,10 @@ mod tests {
     use super::*;
     use crate::boot::Booted;
     use crate::record::{Millis, SlotStatus};
-    use crate::update::{Origin, Then, Update};
+    use crate::update::{Origin, Update};
 
     fn update() -> Update {
-        Update {
-            origin: Origin::Local,
-            from: SetId::A,
-            target: SetId::B,
-            images: vec![],
-            version: None,
-            then: Then::Reboot,
-            require_cloud: false,
-            retry: false,
-            written: vec![],
-        }
+        Update::switch_to(SetId::B, Origin::Local)
     }
 
     fn idle() -> Record {

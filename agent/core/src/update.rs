@@ -107,6 +107,22 @@ pub struct Update {
 }
 
 impl Update {
+    /// A switch to `target` as it is: nothing to fetch, then the reboot, without the cloud.
+    #[must_use]
+    pub const fn switch_to(target: SetId, origin: Origin) -> Self {
+        Self {
+            origin,
+            from: target.other(),
+            target,
+            images: Vec::new(),
+            version: None,
+            then: Then::Reboot,
+            require_cloud: false,
+            retry: false,
+            written: Vec::new(),
+        }
+    }
+
     /// The digest that names this update to people and in the seal: the written one if known, else what the
     /// document asks for.
     #[must_use]

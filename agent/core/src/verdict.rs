@@ -128,20 +128,10 @@ fn idle(record: &Record, facts: &Facts) -> Verdict {
 mod tests {
     use super::*;
     use crate::boot::{Booted, SetId};
-    use crate::update::{Origin, Then, Update};
+    use crate::update::{Origin, Update};
 
     fn update() -> Update {
-        Update {
-            origin: Origin::Local,
-            from: SetId::A,
-            target: SetId::B,
-            images: vec![],
-            version: None,
-            then: Then::Reboot,
-            require_cloud: false,
-            retry: false,
-            written: vec![],
-        }
+        Update::switch_to(SetId::B, Origin::Local)
     }
 
     fn in_state(state: State) -> Record {

@@ -3,7 +3,7 @@
 use super::{Action, Evidence, Machine, Now, Rules, Run};
 use crate::boot::{Booted, Facts, SetId};
 use crate::record::{Record, State};
-use crate::update::{Origin, Outcome, Then, Update};
+use crate::update::{Origin, Outcome, Update};
 use crate::verdict::{Verdict, verdict};
 
 impl Machine {
@@ -70,17 +70,7 @@ impl Machine {
 
     fn adopt(&mut self, now: Now) -> Vec<Action> {
         let Some(target) = self.booted() else { return vec![] };
-        let update = Update {
-            origin: Origin::Adopted,
-            from: target.other(),
-            target,
-            images: vec![],
-            version: None,
-            then: Then::Reboot,
-            require_cloud: false,
-            retry: false,
-            written: vec![],
-        };
+        let update = Update::switch_to(target, Origin::Adopted);
         self.enter(State::Trial { update, boot_id: self.boot_id(), started: now.boot.into() });
         vec![
             Action::Say(format!("no record: settling set {target} as it runs")),

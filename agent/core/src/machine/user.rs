@@ -138,15 +138,11 @@ impl Machine {
         let written = self.record.slots(set).values().map(|s| s.sha256).collect();
         let version = self.record.slots(set).values().find_map(|s| s.version.clone());
         let update = Update {
-            origin: Origin::Local,
-            from: set.other(),
-            target: set,
-            images: vec![],
-            version,
             then: if reboot { Then::Reboot } else { Then::Arm },
-            require_cloud: false,
+            version,
             retry: true,
             written,
+            ..Update::switch_to(set, Origin::Local)
         };
         self.accept(update, now)
     }

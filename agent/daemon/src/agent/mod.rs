@@ -484,4 +484,4 @@ async fn next_inbound(link: &mut Option<Link>) -> Inbound {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

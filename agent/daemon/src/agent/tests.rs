@@ -70,6 +70,21 @@ fn settings(dir: &std::path::Path) -> Settings {
     settings
 }
 
+/// Rules by which nothing ends by itself while a test runs.
+pub(crate) fn patient_rules() -> Rules {
+    let hour = Duration::from_secs(3600);
+    Rules {
+        health_timeout: hour,
+        cloud_timeout: hour,
+        retry_interval: hour,
+        defer_limit: hour,
+        reboot_window: None,
+        record_shared: true,
+        reboot_reserve: hour,
+        slots: vec!["rootfs".into()],
+    }
+}
+
 /// An agent whose bootloader failed at the start and fails `failures` times more.
 fn agent(dir: &std::path::Path, failures: u32) -> Agent {
     agent_with(settings(dir), failures)
@@ -80,18 +95,7 @@ fn agent_with(settings: Settings, failures: u32) -> Agent {
     let lock = state.lock().unwrap();
     let (store, _) = RecordStore::open(&state, &lock).unwrap();
     let evidence = Evidence { facts: Err("not there yet".into()), heads: [true, false] };
-    let hour = Duration::from_secs(3600);
-    let rules = Rules {
-        health_timeout: hour,
-        cloud_timeout: hour,
-        retry_interval: hour,
-        defer_limit: hour,
-        reboot_window: None,
-        record_shared: true,
-        reboot_reserve: hour,
-        slots: vec!["rootfs".into()],
-    };
-    let (machine, first) = Machine::start(None, evidence, rules, Agent::now());
+    let (machine, first) = Machine::start(None, evidence, patient_rules(), Agent::now());
     let loader = Loader { kind: BootKind::Custom, control: Box::new(Flaky { failures }) };
     let performer = Performer::new(settings, Some(store), Some(loader), identity::clock(0), None);
     let opened = Opened { machine, first, performer };

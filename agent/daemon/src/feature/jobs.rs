@@ -339,14 +339,14 @@ fn details(machine: &Machine) -> Details {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::tests::patient_rules;
     use otandem_core::boot::{Booted, Facts, SetId, SetState};
     use otandem_core::jobs::wire::{start_next_topic, update_topic};
-    use otandem_core::machine::{Evidence, Now, Rules};
+    use otandem_core::machine::{Evidence, Now};
     use otandem_core::plan::Layout;
     use otandem_core::record::Record;
     use otandem_core::update::{Origin, Then, Update};
     use serde_json::{Value, json};
-    use std::time::Duration;
 
     fn key() -> JobKey {
         JobKey { endpoint: "e".into(), thing: "t".into(), job: "j".into(), execution: 1, queued_at: 0 }
@@ -355,34 +355,16 @@ mod tests {
     /// A device that was restarted while the job was accepted.
     fn machine() -> Machine {
         let update = Update {
-            origin: Origin::Job { key: key(), closed: false },
-            from: SetId::A,
-            target: SetId::B,
-            images: vec![],
-            version: None,
-            then: Then::Reboot,
             require_cloud: true,
-            retry: false,
-            written: vec![],
+            ..Update::switch_to(SetId::B, Origin::Job { key: key(), closed: false })
         };
         let state = State::Accepted { update };
         let record = Record { state, confirmed: Some(SetId::A), ..Record::default() };
         let (a, b) = (SetState::Good, SetState::Bad);
         let booted = Booted::Set(SetId::A);
         let facts = Facts { booted, boot_id: "x".into(), primary: Some(SetId::A), a, b };
-        let hour = Duration::from_secs(3600);
-        let rules = Rules {
-            health_timeout: hour,
-            cloud_timeout: hour,
-            retry_interval: hour,
-            defer_limit: hour,
-            reboot_window: None,
-            record_shared: true,
-            reboot_reserve: hour,
-            slots: vec!["rootfs".into()],
-        };
         let evidence = Evidence { facts: Ok(facts), heads: [true, false] };
-        Machine::start(Some(record), evidence, rules, Now::default()).0
+        Machine::start(Some(record), evidence, patient_rules(), Now::default()).0
     }
 
     /// What one call publishes.
