@@ -60,12 +60,17 @@ impl Kernel {
         Some(Self { release: releases.pop()?, folder: folder.to_owned() })
     }
 
+    /// Where the kernel itself is.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.join("boot").join(format!("vmlinuz-{}", self.release))
+    }
+
     /// The kernel itself.
     ///
     /// # Errors
     /// [`ImageError::File`] when it cannot be read.
     pub(crate) fn image(&self) -> Result<Vec<u8>, ImageError> {
-        let path = self.folder.join("boot").join(format!("vmlinuz-{}", self.release));
+        let path = self.path();
         fs::read(&path).map_err(file("read", &path))
     }
 

@@ -54,6 +54,13 @@ pub enum ImageError {
     Recipe(String),
 }
 
+/// For those who copy a disk among files of their own.
+impl From<ImageError> for io::Error {
+    fn from(error: ImageError) -> Self {
+        Self::other(error)
+    }
+}
+
 /// For `map_err` on anything that was done to a file.
 pub(crate) fn file(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ImageError {
     let path = path.to_owned();

@@ -67,7 +67,7 @@ pub(crate) fn uuid(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt as _;
+    use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
     #[test]
     fn a_sparse_copy_has_the_same_bytes_and_less_room() {
@@ -81,6 +81,19 @@ mod tests {
         assert_eq!(fs::read(&to).unwrap(), bytes);
         let room = fs::metadata(&to).unwrap().blocks() * 512;
         assert!(room < 1 << 20, "{room}");
+    }
+
+    #[test]
+    fn a_sparse_copy_has_the_same_bytes_and_keeps_the_holes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+        let file = File::create(&from).unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[7; 10_000], 3 << 20).unwrap();
+        file.write_all_at(&[9; 512], (8 << 20) - 512).unwrap();
+        copy_sparse(&from, &to).unwrap();
+        assert!(fs::read(&from).unwrap() == fs::read(&to).unwrap());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 1 << 20, "the holes were filled");
     }
 
     #[test]

@@ -292,16 +292,27 @@ fn modules(
 }
 
 fn initrd(kernel: &Kernel) -> Result<Vec<u8>, ImageError> {
+    ram_disk(kernel, include_str!("../guest/initrd-init"), EARLY_MODULES, EARLY_APPLETS)
+}
+
+/// An initial RAM file system with BusyBox under the names of these applets, these modules with what they need
+/// (`/modules/order` has the order in which to load them), and this first program.
+pub(crate) fn ram_disk(
+    kernel: &Kernel,
+    init: &str,
+    modules_wanted: &[&str],
+    applets: &[&str],
+) -> Result<Vec<u8>, ImageError> {
     let mut tree = Tree::default();
     for folder in ["dev", "proc", "sys", "root"] {
         tree.folder(folder);
     }
     tree.copy("bin/busybox", 0o755, &busybox()?)?;
-    for applet in EARLY_APPLETS {
+    for applet in applets {
         tree.link(&format!("bin/{applet}"), "busybox");
     }
-    modules(&mut tree, "modules", kernel, EARLY_MODULES, &[])?;
-    tree.text("init", include_str!("../guest/initrd-init"));
+    modules(&mut tree, "modules", kernel, modules_wanted, &[])?;
+    tree.text("init", init);
     cpio::initrd(&tree)
 }
 

@@ -32,4 +32,4 @@ pub use disk::{Console, Device, Disk, Firmware, Partition};
 pub use error::ImageError;
 pub use files::copy_sparse;
 pub use guest::{Defect, Root};
-pub use workshop::{Release, SlotImage, Workshop};
+pub use workshop::{Release, SlotImage, Workshop, bare_guest};

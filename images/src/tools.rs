@@ -13,6 +13,8 @@ pub(crate) const EPOCH: u64 = 1_700_000_000;
 /// A program or file that an image needs, and the Debian package that has it.
 pub(crate) type Need = (&'static str, &'static str);
 
+/// The program that every guest consists of.
+pub(crate) const BUSYBOX: Need = ("/bin/busybox", "busybox-static");
 /// Needs that every image has.
 pub(crate) const ALWAYS: &[Need] = &[
     ("sfdisk", "fdisk"),
@@ -26,7 +28,7 @@ pub(crate) const ALWAYS: &[Need] = &[
     ("ldd", "libc-bin"),
     ("apt-get", "apt"),
     ("dpkg-deb", "dpkg"),
-    ("/bin/busybox", "busybox-static"),
+    BUSYBOX,
 ];
 
 /// The program of that name in `PATH` or the folders of system programs, which not everybody's `PATH` has; a name with

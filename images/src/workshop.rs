@@ -9,7 +9,7 @@ use crate::debian::Kernel;
 use crate::disk::{Filled, assemble, layout};
 use crate::error::file;
 use crate::ext4::{self, Use};
-use crate::guest::{Parts, noise};
+use crate::guest::{Parts, noise, ram_disk};
 use crate::{Chain, Device, Disk, Firmware, ImageError, Root, fat, files, packed, tools};
 
 /// Names cargo's target folder.
@@ -68,9 +68,7 @@ impl Workshop {
         let needs: Vec<_> = tools::ALWAYS.iter().chain(chain.needs()).copied().collect();
         tools::check(&needs)?;
         let cache = Cache::open(folder)?;
-        let guard = cache.lock("kernel")?;
-        let kernel = Kernel::get(&folder.join("kernel"))?;
-        drop(guard);
+        let kernel = kernel(&cache, folder)?;
         Ok(Self { cache, kernel, chain })
     }
 
@@ -79,7 +77,7 @@ impl Workshop {
     /// # Errors
     /// Those of [`Workshop::open`].
     pub fn in_target(chain: Chain) -> Result<Self, ImageError> {
-        Self::open(chain, &Self::target()?.join("cache"))
+        Self::open(chain, &Self::cache()?)
     }
 
     /// The folder of virtual devices in cargo's target folder: that of `CARGO_TARGET_DIR`, else the one in which the
@@ -89,6 +87,10 @@ impl Workshop {
     /// The running program is in no such folder.
     pub fn target() -> Result<PathBuf, ImageError> {
         target().map(|folder| folder.join("images"))
+    }
+
+    fn cache() -> Result<PathBuf, ImageError> {
+        Ok(Self::target()?.join("cache"))
     }
 
     /// The images of a set.
@@ -247,6 +249,26 @@ impl Workshop {
         }
         Ok(filled)
     }
+}
+
+/// The kernel of all virtual devices, got when it is not there yet.
+fn kernel(cache: &Cache, folder: &Path) -> Result<Kernel, ImageError> {
+    let _guard = cache.lock("kernel")?;
+    Kernel::get(&folder.join("kernel"))
+}
+
+/// The smallest guest, without any bootloader: the kernel of the virtual devices, in its place in the cache, and an
+/// initial RAM file system of BusyBox (`/bin/busybox`), `modules` with what they need and in the order of
+/// `/modules/order`, and `init` as its first program. It lies in `initrd`, which is made anew.
+///
+/// # Errors
+/// [`ImageError::Missing`], [`ImageError::Kernel`], a module that is not there, a file that cannot be written.
+pub fn bare_guest(init: &str, modules: &[&str], initrd: &Path) -> Result<PathBuf, ImageError> {
+    tools::check(&[("apt-get", "apt"), ("dpkg-deb", "dpkg"), tools::BUSYBOX])?;
+    let folder = Workshop::cache()?;
+    let kernel = kernel(&Cache::open(&folder)?, &folder)?;
+    fs::write(initrd, ram_disk(&kernel, init, modules, &["sh"])?).map_err(file("write", initrd))?;
+    Ok(kernel.path())
 }
 
 /// Cargo's target folder.

@@ -187,21 +187,9 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::disk::Bytes;
     use crate::replay::{Model, Models, Replay};
     use crate::write_log::made::Log;
-
-    struct Bytes(Vec<u8>);
-
-    impl Sectors for Bytes {
-        fn size(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-            let from = usize::try_from(offset).unwrap();
-            buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
-            Ok(())
-        }
-    }
 
     fn bytes(len: u64, fill: u8) -> Bytes {
         Bytes(vec![fill; usize::try_from(len).unwrap()])

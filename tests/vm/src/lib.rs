@@ -28,7 +28,7 @@ pub mod vm;
 pub mod write_log;
 
 pub use digests::{BlockDigests, Image};
-pub use disk::{DiskFile, Sectors, copy_sparse};
+pub use disk::{DiskFile, Sectors};
 pub use replay::{Cut, Model, Models, Replay, sample};
 pub use vm::{
     Clock, Definition, DiskError, Line, Link, PowerOn, Recording, Request, Up, Vm, VmError, Workplace,

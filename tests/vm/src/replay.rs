@@ -17,13 +17,14 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use otandem_images::copy_sparse;
 use thiserror::Error;
 
 pub use models::{Cut, Model, Models, sample};
 
 use models::{Window, reordered, shortened, torn};
 
-use crate::disk::{DiskFile, Piece, Sectors, Source, copy_sparse};
+use crate::disk::{DiskFile, Piece, Sectors, Source};
 use crate::extents::Extents;
 use crate::write_log::{Act, WriteLog, WriteLogError};
 

@@ -5,21 +5,7 @@ use std::process::Command;
 use proptest::prelude::*;
 
 use super::*;
-use crate::disk::DiskFile;
-
-struct Bytes(Vec<u8>);
-
-impl Sectors for Bytes {
-    fn size(&self) -> u64 {
-        self.0.len() as u64
-    }
-    fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let from = usize::try_from(offset).map_err(io::Error::other)?;
-        let end = from.checked_add(buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        buf.copy_from_slice(self.0.get(from..end).ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
+use crate::disk::{Bytes, DiskFile};
 
 fn run(program: &str, args: &[&str], path: &Path) -> bool {
     let args = args.iter().map(|arg| if *arg == "@" { path.as_os_str() } else { arg.as_ref() });

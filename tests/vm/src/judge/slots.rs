@@ -139,19 +139,7 @@ impl Slots {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    struct Bytes(Vec<u8>);
-
-    impl Sectors for Bytes {
-        fn size(&self) -> u64 {
-            self.0.len() as u64
-        }
-        fn read(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-            let from = usize::try_from(offset).map_err(io::Error::other)?;
-            buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
-            Ok(())
-        }
-    }
+    use crate::disk::Bytes;
 
     const SIZE: usize = 200_000;
 

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
 
+use otandem_images::copy_sparse;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -33,7 +34,6 @@ pub use qmp::QmpError;
 pub use serial::{Heard, Line, Pattern};
 pub use up::Up;
 
-use crate::disk::copy_sparse;
 use limits::{Deadline, Seat};
 use qmp::Qmp;
 use serial::{Serial, Silence};
@@ -183,7 +183,7 @@ impl Vm {
                 let path = path.to_path_buf();
                 |source| VmError::File { path, source }
             };
-            copy_sparse(self.disk(), &base).map_err(file(&base))?;
+            copy_sparse(self.disk(), &base).map_err(|e| file(&base)(e.into()))?;
             File::create(&log).map_err(file(&log))?;
             self.recording = Some(Recording { base, log: log.clone() });
         }

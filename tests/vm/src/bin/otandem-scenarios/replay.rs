@@ -5,11 +5,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use otandem_images::{Chain, SlotImage};
+use otandem_images::{Chain, SlotImage, copy_sparse};
 use otandem_lab::{Access, Scheme};
 use otandem_vm::judge::{Expected, Judge, Report, Scene, Version, places};
 use otandem_vm::stage::{BOOT, Offer, Setup, Stage, release};
-use otandem_vm::{Cut, DiskFile, Image, Models, PowerOn, Recording, Replay, copy_sparse, sample};
+use otandem_vm::{Cut, DiskFile, Image, Models, PowerOn, Recording, Replay, sample};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
