@@ -134,14 +134,29 @@ fn calls_out_of_order_are_refused_and_change_nothing() {
     }
 }
 
+/// A good image on the server.
+fn good_image(world: &World) -> Published {
+    world.publish(&world.image("2.0", Health::Good), Packing::Zstd)
+}
+
+/// The job `update`, which goes well.
+fn good_job(world: &World) {
+    world.job("update", &good_image(world).document);
+}
+
+/// The same, but its download stands still at half: what is fetched, and the byte where it does.
+fn job_that_stalls(world: &World) -> (Published, u64) {
+    let published = good_image(world);
+    let at = world.stall(&published, 50);
+    world.job("update", &published.document);
+    (published, at)
+}
+
 #[test]
 fn handle_leaves_the_broker_while_it_fetches_and_comes_back() {
     let world = without_daemon();
     let before = connects(&world);
-    let image = world.image("2.0", Health::Good);
-    let published = world.publish(&image, Packing::Zstd);
-    let at = world.stall(&published, 50);
-    world.job("update", &published.document);
+    let (published, at) = job_that_stalls(&world);
     std::thread::scope(|scope| {
         let handling =
             scope.spawn(|| world.device.run(&["fota", "handle", "--force", "--auto-reset", "false"], 10));
@@ -161,10 +176,7 @@ fn handle_leaves_the_broker_while_it_fetches_and_comes_back() {
 fn handle_keeps_its_session_when_it_is_told_to() {
     let world = without_daemon();
     let before = connects(&world);
-    let image = world.image("2.0", Health::Good);
-    let published = world.publish(&image, Packing::Zstd);
-    let at = world.stall(&published, 50);
-    world.job("update", &published.document);
+    let (published, at) = job_that_stalls(&world);
     let told = ["fota", "handle", "--force", "--auto-reset", "false", "--disconnect-mqtt", "false"];
     std::thread::scope(|scope| {
         let handling = scope.spawn(|| world.device.run(&told, 10));
@@ -183,8 +195,7 @@ fn handle_resets_by_itself_and_settles_the_trial_when_it_is_called_again() {
     let world = without_daemon();
     let device = &world.device;
     device.reboots(Reboots::ByHand);
-    let image = world.image("2.0", Health::Good);
-    world.job("update", &world.publish(&image, Packing::Zstd).document);
+    good_job(&world);
     run(device, &["fota", "handle", "--force"], 0);
     device.wait("the reset", LIMIT, |heard| (heard.reboots_due == 1).then_some(())).unwrap();
     assert_eq!(device.reboot_without_agent().unwrap(), SetId::B);
@@ -199,8 +210,7 @@ fn handle_resets_by_itself_and_settles_the_trial_when_it_is_called_again() {
 fn handle_asks_the_cloud_only_when_something_waits_or_it_is_forced() {
     let world = without_daemon();
     let before = connects(&world);
-    let image = world.image("2.0", Health::Good);
-    world.job("update", &world.publish(&image, Packing::Zstd).document);
+    good_job(&world);
     let said = run(&world.device, &["fota", "handle"], 0);
     assert!(said.contains("--force"), "{said}");
     assert_eq!(connects(&world), before);
@@ -241,8 +251,7 @@ fn handle_gives_other_jobs_to_the_callback_and_firmware_jobs_not() {
     run(device, &call, 0);
     world.wait_status("sing", Status::Failed);
     fs::remove_file(&taken).unwrap();
-    let image = world.image("2.0", Health::Good);
-    world.job("update", &world.publish(&image, Packing::Zstd).document);
+    good_job(&world);
     run(device, &call, 10);
     assert!(!fs::exists(&taken).unwrap(), "the callback got a firmware job");
     device.reboot().unwrap();
@@ -270,8 +279,7 @@ fn one_call_works_through_the_queue_until_a_reset_is_due() {
     let callback = callback(device);
     world.job("dance", &json!({"operation": "dance"}));
     world.lab.advance(std::time::Duration::from_secs(1));
-    let image = world.image("2.0", Health::Good);
-    world.job("update", &world.publish(&image, Packing::Zstd).document);
+    good_job(&world);
     run(device, &["fota", "handle", "--force", "--auto-reset", "false", "--job-callback", &callback], 10);
     world.wait_status("dance", Status::Succeeded);
     device.reboot().unwrap();
