@@ -28,6 +28,9 @@ pub struct Evidence {
     pub facts: Result<Facts, String>,
     /// Each set's slots begin with something other than zeros: A, B.
     pub heads: [bool; 2],
+    /// There is no record to be seen, and a trial may be pending all the same: where it would lie cannot be read, or
+    /// is not known.
+    pub unread: bool,
 }
 
 /// Scripts of the product that an update passes.

@@ -68,6 +68,8 @@ struct Run {
     heads: [bool; 2],
     /// Why nothing may be touched.
     untouchable: Option<String>,
+    /// A trial may be pending of which nothing can be read.
+    unread: bool,
     settled: bool,
     /// The running set is confirmed and its counter was refreshed in this boot.
     kept: bool,

@@ -11,11 +11,11 @@ impl Machine {
     /// one that came from another device has been through [`Record::disown`].
     #[must_use]
     pub fn start(record: Option<Record>, evidence: Evidence, rules: Rules, now: Now) -> (Self, Vec<Action>) {
-        let Evidence { facts, heads } = evidence;
+        let Evidence { facts, heads, unread } = evidence;
         let verdict_on = |facts: &Facts| verdict(record.as_ref(), facts);
         let first = facts.as_ref().map_or(Verdict::Untouchable, verdict_on);
         let untouchable = untouchable(&facts);
-        let run = Run { started: now.boot, facts: facts.ok(), heads, untouchable, ..Run::default() };
+        let run = Run { started: now.boot, facts: facts.ok(), heads, untouchable, unread, ..Run::default() };
         let mut machine = Self { record: record.unwrap_or_default(), rules, run };
         let actions = machine.carry_out(first, now);
         (machine, actions)
@@ -62,7 +62,7 @@ impl Machine {
         let why = self.run.untouchable.clone().unwrap_or_default();
         let mut actions = vec![Action::Say(why)];
         // With a trial pending the dead-man must go on: its reboot is what lets the bootloader fall back.
-        if matches!(self.record.state, State::Idle) {
+        if self.record.state == State::Idle && !self.run.unread {
             actions.extend(self.settle());
         }
         actions

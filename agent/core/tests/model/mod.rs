@@ -125,6 +125,8 @@ pub struct World {
     pub fault: Option<Fault>,
     /// 1: sources disagree on the booted set; 2: the bootloader cannot be asked.
     pub blind: u8,
+    /// Where the record would lie cannot be read.
+    pub unread: bool,
 
     // The process and what it is waiting for.
     pub machine: Option<Machine>,
@@ -189,6 +191,7 @@ impl World {
             bootloader_broken: false,
             fault: None,
             blind: 0,
+            unread: false,
             machine: None,
             hook: None,
             checking: false,
@@ -316,16 +319,21 @@ impl World {
             record.disown(ENDPOINT, THING);
             record
         });
-        let evidence = Evidence { facts: self.facts(), heads: SetId::BOTH.map(|s| self.complete(s)) };
+        let evidence = self.evidence();
         let (machine, actions) = Machine::start(record, evidence, self.rules.clone(), self.now());
         self.machine = Some(machine);
         self.note(|w| format!("    start as {}: {actions:?}", w.phase()));
         self.perform(actions);
     }
 
+    fn evidence(&self) -> Evidence {
+        let heads = SetId::BOTH.map(|s| self.complete(s));
+        Evidence { facts: self.facts(), heads, unread: self.unread }
+    }
+
     /// The agent that could not ask the bootloader asks again, as often as it likes.
     pub fn look_again(&mut self) {
-        let evidence = Evidence { facts: self.facts(), heads: SetId::BOTH.map(|s| self.complete(s)) };
+        let evidence = self.evidence();
         let now = self.now();
         let Some(machine) = &mut self.machine else { return };
         let was = machine.untouchable().is_some();

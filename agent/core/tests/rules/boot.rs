@@ -41,6 +41,17 @@ fn a_bootloader_that_does_not_answer_is_left_alone() {
 }
 
 #[test]
+fn a_trial_of_which_nothing_can_be_read_is_left_to_the_dead_man() {
+    let (mut world, _) = device_in("armed", Firmware::good(0));
+    (world.blind, world.unread, world.disk) = (2, true, None);
+    world.reset();
+    assert!(!world.settled, "nobody knows that nothing is pending");
+    (world.blind, world.unread) = (0, false);
+    world.look_again();
+    assert_eq!(world.phase(), "trial", "it is looked at as soon as that is possible");
+}
+
+#[test]
 fn a_bootloader_that_answers_later_is_asked_again_and_the_trial_goes_on() {
     let (mut world, job) = device_in("armed", Firmware::good(0));
     world.blind = 2;

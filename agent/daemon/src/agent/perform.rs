@@ -108,7 +108,7 @@ impl Performer {
         if !facts.as_ref().is_ok_and(|facts| facts.booted.set().is_some()) {
             (self.boot, facts) = bootloader(&updates);
         }
-        Ok(Evidence { facts, heads: heads(&updates) })
+        Ok(Evidence { facts, heads: heads(&updates), unread: false })
     }
 
     /// What the bootloader has stored, in its own words.

@@ -94,7 +94,7 @@ fn agent_with(settings: Settings, failures: u32) -> Agent {
     let state = StateDir::open(&settings.state_dir).unwrap();
     let lock = state.lock().unwrap();
     let (store, _) = RecordStore::open(&state, &lock).unwrap();
-    let evidence = Evidence { facts: Err("not there yet".into()), heads: [true, false] };
+    let evidence = Evidence { facts: Err("not there yet".into()), heads: [true, false], unread: false };
     let (machine, first) = Machine::start(None, evidence, patient_rules(), Agent::now());
     let loader = Loader { kind: BootKind::Custom, control: Box::new(Flaky { failures }) };
     let performer = Performer::new(settings, Some(store), Some(loader), identity::clock(0), None);
@@ -176,4 +176,29 @@ fn a_partition_that_is_not_there_wants_attention_and_a_file_that_an_update_makes
     assert!(attention.contains("slot rootfs of set B is missing"), "{attention}");
     assert!(attention.contains("/dev/disk-that-is-not-there"), "{attention}");
     assert!(!attention.contains("of set A is missing"), "{attention}");
+}
+
+#[test]
+fn a_configuration_that_hides_where_the_record_lies_leaves_the_boot_to_the_dead_man() {
+    let settles = |text: &str, record: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("otandem.toml");
+        std::fs::write(&file, text).unwrap();
+        let sources = Sources {
+            explicit: Some(file),
+            state_dir: Some(dir.path().join("state")),
+            ..Sources::default()
+        };
+        let (settings, _) = Settings::load(&sources).unwrap();
+        if record {
+            let state = StateDir::open(&settings.state_dir).unwrap();
+            let (mut store, _) = RecordStore::open(&state, &state.lock().unwrap()).unwrap();
+            store.save(&otandem_core::record::Record::default().encode().unwrap()).unwrap();
+        }
+        open(&settings, identity::clock(0), None).unwrap().first.contains(&Action::Settled)
+    };
+    assert!(!settles("[slots.A\n", false), "a trial may be pending");
+    assert!(!settles("[slots.A]\nrootfs = 'relative'\n", false), "a trial may be pending");
+    assert!(settles("[slots.A\n", true), "the record says that nothing is pending");
+    assert!(settles("[jobs]\nenabled = true\n", false), "a device without updates");
 }

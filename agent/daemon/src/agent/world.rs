@@ -11,7 +11,7 @@ use otandem_core::jobs::Identity;
 use otandem_core::machine::{Action, Evidence, Machine, Now, Rules};
 use otandem_core::record::Record;
 use otandem_device::install::HEAD;
-use otandem_device::machine::now as boottime;
+use otandem_device::machine::{cmdline_values, now as boottime};
 use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_write, shared_with_root};
 
 use super::perform::Performer;
@@ -47,7 +47,7 @@ pub fn open(
     clock: Arc<Clock>,
     identity: Option<&Identity>,
 ) -> Result<Opened, OpenError> {
-    let (store, mut record, mut refusal) = state(settings)?;
+    let State { store, mut record, mut refusal, unread } = state(settings)?;
     if let (Some(record), Some(me)) = (&mut record, identity)
         && record.disown(&me.endpoint, &me.thing)
     {
@@ -58,7 +58,7 @@ pub fn open(
         Ok(updates) => {
             refusal = refusal.or_else(|| not_shared(settings, updates));
             let (boot, facts) = bootloader(updates);
-            let evidence = Evidence { facts, heads: heads(updates) };
+            let evidence = Evidence { facts, heads: heads(updates), unread };
             if let Some(boot) = &boot {
                 for rival in rivals(boot.kind) {
                     tracing::warn!("{rival}");
@@ -68,7 +68,9 @@ pub fn open(
         }
         Err(finding) => {
             let facts = Err(format!("the configuration has a mistake: {finding}"));
-            (None, Evidence { facts, heads: [false; 2] }, no_rules())
+            // With a mistake the record may lie somewhere else.
+            let unread = record.is_none() && (!settings.no_slots() || started_as_a_set());
+            (None, Evidence { facts, heads: [false; 2], unread }, no_rules())
         }
     };
     let (machine, first) = Machine::start(record, evidence, rules, now);
@@ -102,7 +104,22 @@ pub fn permitted(settings: &Settings) -> Result<(), String> {
     }
 }
 
-type State = (Option<RecordStore>, Option<Record>, Option<String>);
+/// What the state directory holds.
+#[derive(Default)]
+struct State {
+    store: Option<RecordStore>,
+    record: Option<Record>,
+    /// Why no update is taken.
+    refusal: Option<String>,
+    /// There is no record, and it is not that there never was one.
+    unread: bool,
+}
+
+/// Whoever started this kernel knows of sets, so a trial may be pending although no set is configured.
+fn started_as_a_set() -> bool {
+    let cmdline = otandem_device::machine::cmdline().unwrap_or_default();
+    ["otandem.set", "rauc.slot"].iter().any(|key| !cmdline_values(&cmdline, key).is_empty())
+}
 
 fn state(settings: &Settings) -> Result<State, OpenError> {
     let opened = StateDir::open(&settings.state_dir).and_then(|dir| {
@@ -112,6 +129,7 @@ fn state(settings: &Settings) -> Result<State, OpenError> {
     match opened {
         Ok((store, loaded)) => {
             loaded.notes.iter().for_each(|note| tracing::warn!("{note}"));
+            let damaged = loaded.payload.is_some();
             let record = loaded.payload.and_then(|bytes| match Record::decode(&bytes) {
                 Ok(record) => Some(record),
                 Err(e) => {
@@ -121,12 +139,14 @@ fn state(settings: &Settings) -> Result<State, OpenError> {
                     None
                 }
             });
-            Ok((Some(store), record, None))
+            let unread = record.is_none() && (loaded.lost || damaged);
+            Ok(State { store: Some(store), record, refusal: None, unread })
         }
         Err(e @ StateError::Locked { .. }) => Err(OpenError::Locked(e.to_string())),
         Err(e) => {
             tracing::error!("the state directory is not usable: {e}");
-            Ok((None, None, Some(format!("the state directory is not usable: {e}"))))
+            let refusal = Some(format!("the state directory is not usable: {e}"));
+            Ok(State { refusal, unread: true, ..State::default() })
         }
     }
 }

@@ -15,6 +15,8 @@ use super::settings::*;
 use super::values::{Bytes, Span};
 use super::{Area, Finding, Kind};
 
+/// The one mistake of a device that does not want updates.
+pub(super) const NO_SLOTS: &str = "no slots are configured: name them in [slots.A] and [slots.B]";
 const DEFAULT_RUN_DIR: &str = "/run/otandem";
 const MIN: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -337,7 +339,7 @@ impl Check<'_> {
         let (a, b) = (set(a, SetId::A), set(b, SetId::B));
         let area = Area::Update;
         if a.slots.is_empty() && b.slots.is_empty() {
-            self.wrong("slots", "no slots are configured: name them in [slots.A] and [slots.B]", area);
+            self.wrong("slots", NO_SLOTS, area);
         } else if !a.slots.keys().eq(b.slots.keys()) {
             self.wrong("slots", "[slots.A] and [slots.B] must name the same slots", area);
         }

@@ -12,6 +12,7 @@ use otandem_device::jobs::place::Rule;
 use url::Url;
 
 use super::Finding;
+use super::check::NO_SLOTS;
 use super::fragments::Fragment;
 use super::values::Window;
 
@@ -41,6 +42,15 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self::from_fragment(Fragment::default(), &mut Vec::new())
+    }
+}
+
+impl Settings {
+    /// Nothing is wrong but that there are no slots: updates are not what this device wants, or its configuration is
+    /// not there.
+    #[must_use]
+    pub fn no_slots(&self) -> bool {
+        self.updates.as_ref().is_err_and(|finding| finding.problem == NO_SLOTS)
     }
 }
 

@@ -363,7 +363,7 @@ mod tests {
         let (a, b) = (SetState::Good, SetState::Bad);
         let booted = Booted::Set(SetId::A);
         let facts = Facts { booted, boot_id: "x".into(), primary: Some(SetId::A), a, b };
-        let evidence = Evidence { facts: Ok(facts), heads: [true, false] };
+        let evidence = Evidence { facts: Ok(facts), heads: [true, false], unread: false };
         Machine::start(Some(record), evidence, patient_rules(), Now::default()).0
     }
 

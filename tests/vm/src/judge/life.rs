@@ -192,7 +192,7 @@ impl Device<'_> {
         ends: &mut BTreeMap<String, End>,
     ) -> Result<bool, String> {
         let heads = self.sets.each_ref().map(|content| *content != Content::Dead);
-        let evidence = Evidence { facts: self.facts(running, boots), heads };
+        let evidence = Evidence { facts: self.facts(running, boots), heads, unread: false };
         let time = Duration::from_secs(5);
         let now = Now { boot: Boottime(time), minute: 720 };
         let (machine, actions) = Machine::start(self.disk.clone(), evidence, self.rules.clone(), now);

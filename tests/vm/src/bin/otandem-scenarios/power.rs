@@ -129,6 +129,23 @@ pub fn cancelled_while_downloading(chain: Chain) {
     gates::next_update_succeeds(stage, "B");
 }
 
+/// The job is cancelled while a hook keeps the written image from being armed: it never is.
+pub fn cancelled_while_a_hook_runs(chain: Chain) {
+    let (mut stage, _) = gates::held(gates::setup(chain), Moment::Written);
+    let before = stage.digest("root-a");
+    stage.lab.cancel_job("update", Force::Yes).unwrap();
+    stage.wait_phase("idle");
+    gates::open(&mut stage, Moment::Written);
+    stage.wait_status("update", Status::Canceled);
+    assert_silent(&stage);
+    assert_eq!(stage.digest("root-a"), before, "set A was written");
+    stage.sh("sync");
+    stage.vm.reset().unwrap();
+    stage.expect_up("A", "1.0");
+    stage.wait_settled();
+    gates::next_update_succeeds(stage, "B");
+}
+
 /// The job is cancelled when the loader was told, before the reboot: the arming is taken back, no reset tries the image.
 pub fn cancelled_while_armed(chain: Chain) {
     let (mut stage, _) = gates::held(gates::setup(chain), Moment::Written);

@@ -83,10 +83,25 @@ pub fn health_check_fails(chain: Chain) {
 pub fn hopeless_image_is_refused_from_then_on(chain: Chain) {
     let mut stage = quick(chain);
     let offer = stage.publish(&release("2.0").with(Defect::HealthHopeless));
-    goes_back(&mut stage, &offer, Start::ComesUp, "rolled back: health check: ");
-    let (boot, before) = (boot_id(&mut stage), sent(&stage, &offer));
-    stage.run("again", &offer.document, Status::Rejected, "health check");
-    assert_eq!(sent(&stage, &offer), before, "bytes of an image that is refused");
+    goes_back(&mut stage, "bad", &offer, Start::ComesUp, "rolled back: health check: ");
+    refused_from_then_on(stage, &offer, "health check");
+}
+
+/// An image of which nothing is ever seen gets a second chance, for it may have been the power; not a third one.
+pub fn two_trials_without_a_verdict(chain: Chain) {
+    let mut stage = quick(chain);
+    let offer = stage.publish(&release("2.0").with(Defect::InitrdGarbage));
+    for job in ["bad", "bad-again"] {
+        goes_back(&mut stage, job, &offer, Start::Never, NOT_UP);
+    }
+    refused_from_then_on(stage, &offer, "two trials of this image ended without a verdict");
+}
+
+/// Offered again the image is refused with this reason: no download, no boot.
+fn refused_from_then_on(mut stage: Stage, offer: &Offer, reason: &str) {
+    let (boot, before) = (boot_id(&mut stage), sent(&stage, offer));
+    stage.run("refused", &offer.document, Status::Rejected, reason);
+    assert_eq!(sent(&stage, offer), before, "bytes of an image that is refused");
     assert_eq!(boot_id(&mut stage), boot, "a boot for an image that is refused");
     let status = stage.status();
     assert_eq!(status["banned"].as_array().map(Vec::len), Some(1), "{status}");
@@ -140,28 +155,28 @@ fn quick(chain: Chain) -> Stage {
 fn fails(chain: Chain, root: Root, start: Start, reason: &str) {
     let mut stage = quick(chain);
     let offer = stage.publish(&root);
-    goes_back(&mut stage, &offer, start, reason);
+    goes_back(&mut stage, "bad", &offer, start, reason);
     finish(stage);
 }
 
-fn goes_back(stage: &mut Stage, offer: &Offer, start: Start, reason: &str) {
-    stage.job("bad", &offer.document);
+fn goes_back(stage: &mut Stage, job: &str, offer: &Offer, start: Start, reason: &str) {
+    stage.job(job, &offer.document);
     if matches!(start, Start::ComesUp) {
         let version = offer.release.version.clone();
         stage.expect_up("B", &version);
     }
-    assert_back(stage, reason);
+    assert_back(stage, job, reason);
 }
 
 fn back_on_a(mut stage: Stage, reason: &str) {
-    assert_back(&mut stage, reason);
+    assert_back(&mut stage, "bad", reason);
     finish(stage);
 }
 
 /// The factory image runs next, tells the truth and has the bootloader's ear.
-fn assert_back(stage: &mut Stage, reason: &str) {
+fn assert_back(stage: &mut Stage, job: &str, reason: &str) {
     stage.expect_up("A", "1.0");
-    stage.expect_end("bad", Status::Failed, reason);
+    stage.expect_end(job, Status::Failed, reason);
     stage.wait_settled();
     stage.wait_phase("idle");
     let status = stage.status();
