@@ -184,11 +184,8 @@ fn a_configuration_that_hides_where_the_record_lies_leaves_the_boot_to_the_dead_
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("otandem.toml");
         std::fs::write(&file, text).unwrap();
-        let sources = Sources {
-            explicit: Some(file),
-            state_dir: Some(dir.path().join("state")),
-            ..Sources::default()
-        };
+        let sources =
+            Sources { explicit: Some(file), state_dir: Some(dir.path().join("state")), ..Sources::default() };
         let (settings, _) = Settings::load(&sources).unwrap();
         if record {
             let state = StateDir::open(&settings.state_dir).unwrap();
