@@ -9,7 +9,7 @@ use otandem_system_tests::world::{LIMIT, World};
 use serde_json::{Value, json};
 
 /// What the agent may ever need at once, in KiB: less than what a handler writes here.
-const MEMORY: u64 = 64 * 1024;
+const MEMORY: u64 = 32 * 1024;
 
 fn step(handler: &str) -> Value {
     json!({"action": {"name": handler, "type": "runHandler", "input": {"handler": handler, "path": "default"}}})
