@@ -1,6 +1,6 @@
 //! What is fuzzed: every format that comes from outside, bytes in. A target must not panic; what it may return is held
 //! by the tests of each module. `fuzz_targets/` runs these under a fuzzer, `agent/core/tests/corpora.rs` replays
-//! the corpora on a stable compiler.
+//! the corpora on a stable compiler. What the boot back ends read is in `boot_targets.rs`.
 
 use otandem_core::{fota, frame, image, jobs, record, seal};
 

@@ -33,8 +33,9 @@ as_user() {
   elif has sudo; then
     sudo -u "$user" -n "$@"
   elif [ "$(id -u)" = 0 ] && has su; then
+    # Without the end of its options su takes those of the command for its own.
     # shellcheck disable=SC2016 # for the shell of the other user
-    su -s /bin/sh -c 'exec "$@"' "$user" sh "$@"
+    su -s /bin/sh -c 'exec "$@"' -- "$user" sh "$@"
   else
     fail "cannot become user \"$user\": install sudo and allow it, or leave runAsUser out"
   fi

@@ -47,7 +47,8 @@ esac
 class Device:
     """Made, started, updated, stopped; a context manager."""
 
-    def __init__(self, folder, programs, identity, ca, factory_image):
+    def __init__(self, folder, programs, identity, ca, factory_image, settings=None, wrapper=()):
+        """`settings`: tables beside those that every device has. `wrapper`: a command that becomes the agent."""
         self.folder = folder / "device"
         self.programs = programs
         self.log = self.folder / "agent.log"
@@ -56,23 +57,24 @@ class Device:
         self.running = self.folder / "running"
         self.boots = []
         self.broken = ""
-        self._reboot_pipe = self.folder / "reboot-wanted"
+        self.reboot_pipe = self.folder / "reboot-wanted"
+        self._wrapper = [str(word) for word in wrapper]
         self._agent = None
         self._thread = None
-        self._make(identity, ca, factory_image)
+        self._make(identity, ca, factory_image, settings or {})
 
-    def _make(self, identity, ca, factory_image):
+    def _make(self, identity, ca, factory_image, settings):
         for name in ("slots", "state", "run", "health.d", "hooks.d", "loader"):
             (self.folder / name).mkdir(parents=True, mode=0o700)
         shutil.copyfile(factory_image, self.slots["A"])
         # As large as A and empty: a slot that nothing was ever written to.
         with self.slots["B"].open("wb") as slot:
             slot.truncate(factory_image.stat().st_size)
-        os.mkfifo(self._reboot_pipe, 0o600)
-        reboot = self._script("reboot", f"#!/bin/sh\necho reboot >'{self._reboot_pipe}'\n")
+        os.mkfifo(self.reboot_pipe, 0o600)
+        reboot = self._script("reboot", f"#!/bin/sh\necho reboot >'{self.reboot_pipe}'\n")
         self._script("health.d/10-image", HEALTH_CHECK.format(running=self.running))
         self.config = self.folder / "otandem.toml"
-        self.config.write_text(to_toml(self._settings(identity, ca, reboot)))
+        self.config.write_text(to_toml({**self._settings(identity, ca, reboot), **settings}))
 
     def _settings(self, identity, ca, reboot):
         return {
@@ -109,7 +111,7 @@ class Device:
 
     # -- power ------------------------------------------------------------------------------------------------------
     def __enter__(self):
-        self._pipe = os.open(self._reboot_pipe, os.O_RDWR | os.O_NONBLOCK)
+        self._pipe = os.open(self.reboot_pipe, os.O_RDWR | os.O_NONBLOCK)
         self._off_read, self._off = os.pipe()
         self._boot()
         self._thread = threading.Thread(target=self._supervise, daemon=True)
@@ -133,8 +135,9 @@ class Device:
         with self.log.open("ab") as log:
             log.write(f"---- boot {len(self.boots) + 1}: {booted}\n".encode())
             self._agent = subprocess.Popen(
-                [str(self.programs / "otandem"), "--config", str(self.config), "run"], env=environment, cwd="/",
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, preexec_fn=cloud.die_with_parent)
+                [*self._wrapper, str(self.programs / "otandem"), "--config", str(self.config), "run"], env=environment,
+                cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                preexec_fn=cloud.die_with_parent)
         self.boots.append(booted)
 
     def _supervise(self):

@@ -5,10 +5,11 @@ usage: scenarios.py --programs DIR [--full] [--only NAME]... [--keep]
 
   --programs DIR  holds `otandem` and `otandem-simulator`
   --full          also the scenarios that wait for a URL to expire (a minute each)
-  --only NAME     peer, good, bad, table, expired
+  --only NAME     peer, good, bad, table, templates, expired
   --keep          leaves the folder with images, logs and configuration, and says where
 
-Prints `ok  ...` or `FAIL ...` for each promise, `skip ...` for a row of the table that this cloud cannot do, `-- ...` for what goes on. Exit status 0 if nothing failed.
+Prints `ok  ...` or `FAIL ...` for each promise, `skip ...` for a row of a table that cannot be run here, `-- ...` for
+what goes on. Exit status 0 if nothing failed.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import device as devices  # noqa: E402
 import peer as official  # noqa: E402
 import relay as relays  # noqa: E402
 import table  # noqa: E402
+import templates  # noqa: E402
 
 MIB = 1 << 20
 IMAGE_SIZE = 48 * MIB
@@ -120,10 +122,11 @@ class World:
         url = self.console.upload(f"{thing}/{image.packed.name}", image.packed)
         self.console.create_job(name, thing, image.document(url, set_index), url_life)
 
-    def device(self, thing):
+    def device(self, thing, settings=None, wrapper=()):
         folder = self.folder / thing
         identity = self.console.add_device(thing, folder)
-        return devices.Device(folder, self.programs, identity, self.cloud.ca, self.image("1.0").raw)
+        factory = self.image("1.0").raw
+        return devices.Device(folder, self.programs, identity, self.cloud.ca, factory, settings, wrapper)
 
 
 # -- the scenarios --------------------------------------------------------------------------------------------------
@@ -254,6 +257,42 @@ def row_ends_as_it_says(world, device, row, document):
     promise(f"table: {row['name']} is {row['status']}", holds, f"{end['status']}: {reason}")
 
 
+def every_managed_template(world):
+    """The console's templates by the handlers that are installed: what they did, as whom, and what the job says of it."""
+    bench = templates.Bench(world.folder, "bench")
+    device = world.device("templated", bench.settings(), bench.wrapper())
+    bench.reboot_by(device.reboot_pipe)
+    body = b"".join(hashlib.sha512(bytes([n])).digest() for n in range(256))
+    world.console.put("templated/template.bin", body)
+    urls = [world.console.placeholder(f"templated/{name}") for name in ("template.bin", "nothing.bin")]
+    with device:
+        for row in templates.TABLE["rows"]:
+            why = templates.missing(row)
+            if why:
+                print(f"skip templates: {row['name']}: {why}", flush=True)
+                continue
+            try:
+                template_does_as_it_says(world, device, bench, row, urls, body)
+            except Exception as error:  # the other rows are still run
+                promise(f"templates: {row['name']}", False, error)
+
+
+def template_does_as_it_says(world, device, bench, row, urls, body):
+    job, boots = f"template-{row['name']}", len(device.boots)
+    bench.prepare(row)
+    world.console.create_job(job, "templated", bench.document(row, *urls))
+    seen, end = world.console.watch(job, "templated", JOB_LIMIT, lambda: device.broken)
+    details = end["statusDetails"]
+    wrong = bench.difference(row, body)
+    if end["status"] != row["status"] or row["reason"] not in details.get("reason", ""):
+        wrong = f"it ended {end['status']}"
+    elif row.get("stderr", "") not in details.get("stderr", ""):
+        wrong = "the cause is not in stderr"
+    elif len(device.boots) - boots != (1 if row.get("reboots") else 0):
+        wrong = f"booted {len(device.boots) - boots} times"
+    promise(f"templates: {row['name']} is {row['status']}", not wrong, wrong and f"{wrong}; {seen} {details}")
+
+
 def expired_url_costs_one_update(world):
     """The connection is held in the middle until the URL is dead, then cut."""
     device, image = world.device("patient"), world.image("2.0")
@@ -318,7 +357,7 @@ def main():
     parser = argparse.ArgumentParser(description="The agent against ministack.")
     parser.add_argument("--programs", type=pathlib.Path, required=True)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", action="append", choices=("peer", "good", "bad", "table", "expired"))
+    parser.add_argument("--only", action="append", choices=("peer", "good", "bad", "table", "templates", "expired"))
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     missing = cloud.missing_tools()
@@ -328,7 +367,8 @@ def main():
     cloud.enter_network()
     # A time limit from outside ends us as an error does: with everything stopped that was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
-    wanted = set(options.only or ("peer", "good", "bad", "table")) | ({"expired"} if options.full and not options.only else set())
+    wanted = set(options.only or ("peer", "good", "bad", "table", "templates"))
+    wanted |= {"expired"} if options.full and not options.only else set()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="otandem-ministack-"))
     note(f"in {folder}")
     begin = time.monotonic()
@@ -342,6 +382,8 @@ def main():
                 guarded("good", good_and_bad, world, wanted)
             if "table" in wanted:
                 guarded("table", every_row_of_the_table, world)
+            if "templates" in wanted:
+                guarded("templates", every_managed_template, world)
             if "expired" in wanted:
                 guarded("expired", expired_url_costs_one_update, world)
     finally:

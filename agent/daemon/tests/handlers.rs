@@ -247,11 +247,14 @@ fn another_user_is_become_by_sudo_and_never_replaced_by_the_caller() {
 fn root_without_sudo_becomes_another_user_all_the_same() {
     for device in Device::all(&["systemctl", "id", "su"]) {
         device.tool("id", r#"case "$*" in "-un") echo root ;; "-u") echo 0 ;; esac"#);
-        device.tool("su", r#"shift 5; shift; exec "$@""#);
+        device.tool("su", r#"shift 7; exec "$@""#);
         let output = device.run("start-services.sh", &["web", "a"]);
         assert!(output.status.success(), "{}", said(&output));
         let log = device.log();
-        assert!(log.contains(&"su -s /bin/sh -c exec \"$@\" web sh systemctl start a".to_owned()), "{log:?}");
+        assert!(
+            log.contains(&"su -s /bin/sh -c exec \"$@\" -- web sh systemctl start a".to_owned()),
+            "{log:?}"
+        );
         assert_eq!(log.last().map(String::as_str), Some("systemctl start a"));
     }
 }
@@ -268,8 +271,14 @@ fn the_real_su_runs_as_that_user() {
         fs::set_permissions(device.dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         device.tool("systemctl", "id -un >&2");
         let output = device.run("start-services.sh", &["nobody", "a"]);
-        let said = said(&output);
-        assert_eq!(said.lines().find(|l| !l.contains("log")), Some("nobody"), "{:?}: {said}", device.shell);
+        let heard = said(&output);
+        assert_eq!(heard.lines().find(|l| !l.contains("log")), Some("nobody"), "{:?}: {heard}", device.shell);
+        // The command has options, which are not those of su.
+        device.tool("apt-get", "id -un >&2; [ \"$2\" = -y ]");
+        let output = device.run("install-packages.sh", &["nobody", "a"]);
+        let heard = said(&output);
+        assert_eq!(heard.lines().find(|l| !l.contains("log")), Some("nobody"), "{:?}: {heard}", device.shell);
+        assert!(output.status.success(), "{:?}: {heard}", device.shell);
     }
 }
 

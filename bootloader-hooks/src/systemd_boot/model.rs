@@ -22,6 +22,9 @@ use crate::BootNames;
 /// What the file names of our entries begin with.
 pub(super) const PREFIX: &str = "otandem-";
 
+/// Resets that are followed. A counter in a file name can say two thousand million; no set is waited for that long.
+const MAX_RESETS: usize = 256;
+
 /// A partition that the loader reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Partition {
@@ -69,7 +72,8 @@ pub struct Rename {
 pub struct Decision {
     /// All entries that were tried, each but the first after a reset.
     pub tried: Vec<Tried>,
-    /// The set that runs at the end; `None`: nothing to load, the same one fails for ever, or it is not ours.
+    /// The set that runs at the end; `None`: nothing to load, the same one fails for ever or hundreds of times, or it is
+    /// not ours.
     pub booted: Option<SetId>,
     /// What the loader changed on the way.
     pub renames: Vec<Rename>,
@@ -127,7 +131,7 @@ pub fn decide_named(
                 return decision;
             }
             // After the reset there is one try or the one-shot less, so it may be another one's turn.
-            Some(_) if left > 0 || once.is_some() => {}
+            Some(_) if (left > 0 || once.is_some()) && decision.tried.len() < MAX_RESETS => {}
             _ => return decision,
         }
     }

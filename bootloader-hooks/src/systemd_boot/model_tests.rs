@@ -53,6 +53,13 @@ fn what_fails_for_ever_ends() {
     assert_eq!(decide(&[], CONF, None, |_| true), Decision::default());
 }
 
+/// Two thousand million resets in a row were followed one by one, with all that they left in memory.
+#[test]
+fn a_counter_that_nobody_lives_to_see_the_end_of_is_not_counted_down() {
+    let decision = decide(&[file("otandem-a+2147483647.conf", "1")], "", None, |_| false);
+    assert_eq!((decision.booted, decision.tried.len()), (None, MAX_RESETS));
+}
+
 #[test]
 fn a_pattern_for_one_set_boots_it_however_exhausted() {
     let files = [file("otandem-a.conf", "1"), file("otandem-b+0-1.conf", "2")];

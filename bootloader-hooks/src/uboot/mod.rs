@@ -215,11 +215,7 @@ impl UBoot {
             self.check_devices()?;
             return Err(Self::refused(&self.tools.printenv, &args, &outcome, ""));
         }
-        let value = |name: &String| {
-            let mut lines = outcome.stdout_tail.lines();
-            let value = lines.find_map(|line| line.strip_prefix(name.as_str())?.strip_prefix('='))?;
-            (!value.is_empty()).then(|| value.to_owned())
-        };
+        let value = |name: &String| printed(&outcome.stdout_tail, name).map(str::to_owned);
         Ok(Stored { order: value(&names[0]), left: [value(&names[1]), value(&names[2])], lost: false })
     }
 
@@ -314,6 +310,13 @@ impl UBoot {
         };
         if stored.lost { format!("lost, nothing valid in it; {copies}") } else { copies }
     }
+}
+
+/// The value of a variable in what `fw_printenv` printed; `None` if it is not there or empty.
+#[must_use]
+pub fn printed<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='))?;
+    (!value.is_empty()).then_some(value)
 }
 
 /// Enough of a foreign text for a message.

@@ -51,11 +51,13 @@ pub struct Spec {
     pub cloud: Option<Cloud>,
     /// Configuration beyond what the harness needs, in TOML: (table, key) to value.
     pub settings: BTreeMap<(String, String), String>,
+    /// A command that becomes the agent, whose own command line is put behind it. Empty: nothing stands before it.
+    pub wrapper: Vec<String>,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { slots: vec!["rootfs".into()], cloud: None, settings: BTreeMap::new() }
+        Self { slots: vec!["rootfs".into()], cloud: None, settings: BTreeMap::new(), wrapper: vec![] }
     }
 }
 
@@ -64,6 +66,13 @@ impl Spec {
     #[must_use]
     pub fn with(mut self, table: &str, key: &str, value: &str) -> Self {
         self.settings.insert((table.to_owned(), key.to_owned()), value.to_owned());
+        self
+    }
+
+    /// Starts the agent by this command.
+    #[must_use]
+    pub fn started_by(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|word| (*word).to_owned()).collect();
         self
     }
 }
@@ -427,7 +436,16 @@ impl Inner {
 
     /// The caller holds the power.
     fn start(&self) -> Result<(), Error> {
-        let mut command = Command::new(binary::otandem()?);
+        let agent = binary::otandem()?;
+        let wrapper = locked(&self.spec).wrapper.clone();
+        let mut command = match wrapper.split_first() {
+            Some((program, arguments)) => {
+                let mut command = Command::new(program);
+                command.args(arguments).arg(agent);
+                command
+            }
+            None => Command::new(agent),
+        };
         command.arg("--config").arg(self.folder.config()).arg("run");
         // Not what this process happens to run in.
         for name in ["WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM"] {

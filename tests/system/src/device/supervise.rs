@@ -73,6 +73,12 @@ impl Heard {
         self.child.is_some()
     }
 
+    /// The number of the process that runs.
+    #[must_use]
+    pub fn process(&self) -> Option<i32> {
+        self.child
+    }
+
     /// Lines of the log with this text.
     pub fn lines<'s>(&'s self, text: &'s str) -> impl Iterator<Item = &'s str> {
         self.log.iter().map(String::as_str).filter(move |line| line.contains(text))
