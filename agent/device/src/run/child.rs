@@ -140,6 +140,7 @@ impl Running {
         let end = match forced {
             Some(end) => end,
             None => {
+                pump.leave_behind();
                 self.reap().map_err(|source| RunError::System { program: self.program.clone(), source })?
             }
         };

@@ -3,6 +3,7 @@
 use std::io::{self, PipeReader, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::ChildStdin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -39,7 +40,46 @@ enum Phase {
     Ended(Option<End>, Instant),
 }
 
+/// Pipes that are emptied for processes in the background; more are closed, and who writes to them then ends.
+const LEFT_BEHIND: usize = 32;
+/// Enough for a thread that only reads and forgets.
+const DRAIN_STACK: usize = 64 * 1024;
+static DRAINS: AtomicUsize = AtomicUsize::new(0);
+
 impl Pump {
+    /// The child has ended and something that it left in the background still has its streams: they are read for ever,
+    /// or it would be killed by its next line.
+    pub fn leave_behind(&mut self) {
+        let streams = [self.stdout.take(), self.stderr.take()];
+        if streams.iter().all(Option::is_none) {
+            return;
+        }
+        let room = |n: usize| (n < LEFT_BEHIND).then(|| n + 1);
+        if DRAINS.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room).is_err() {
+            return tracing::warn!(
+                "{LEFT_BEHIND} processes in the background write already: one more may not"
+            );
+        }
+        let thread = std::thread::Builder::new().name("drain".into()).stack_size(DRAIN_STACK);
+        let spawned = thread.spawn(move || {
+            let [mut stdout, mut stderr] = streams;
+            while stdout.is_some() || stderr.is_some() {
+                let fds = [None, stdout.as_ref().map(AsFd::as_fd), stderr.as_ref().map(AsFd::as_fd)];
+                let Ok([_, out, err]) = poll(fds, None) else { break };
+                if out {
+                    drain(&mut stdout, &mut Tail::new(0));
+                }
+                if err {
+                    drain(&mut stderr, &mut Tail::new(0));
+                }
+            }
+            DRAINS.fetch_sub(1, Ordering::Relaxed);
+        });
+        if spawned.is_err() {
+            DRAINS.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Returns how the child was made to end, `None` if it ended by itself. `kill` sends a signal to its group.
     pub fn until_end(
         &mut self,

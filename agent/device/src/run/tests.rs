@@ -125,6 +125,19 @@ fn a_background_grandchild_that_keeps_the_pipe_open_holds_nobody() {
 }
 
 #[test]
+fn a_process_in_the_background_may_go_on_to_write_when_its_parent_has_ended() {
+    let mut fifo = Fifo::new();
+    let go = fifo.path.with_extension("go");
+    let more = "i=0; while [ $i -lt 3000 ]; do echo 01234567890123456789012345678901234567890123456789; i=$((i+1)); done";
+    let waits = format!("while [ ! -e {} ]; do sleep 0.01; done", go.display());
+    let script = format!("({waits}; {more}; echo alive >&3) 3>{} & echo started", fifo.path.display());
+    assert_eq!(run_now(sh(&script)).stdout_tail, "started\n");
+    std::fs::write(go, "").unwrap();
+    // Its own lines fill a pipe twice over; the shell's `echo` would end it at a closed one.
+    assert_eq!(fifo.wait_until_all_holders_are_gone(), "alive\n");
+}
+
+#[test]
 fn the_time_limit_ends_the_whole_group_even_what_ignores_sigterm() {
     let mut fifo = Fifo::new();
     let script =

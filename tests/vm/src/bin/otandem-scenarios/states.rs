@@ -169,10 +169,9 @@ pub fn state_and_environment_lost_when_armed(chain: Chain) {
 
 /// A clock without a battery: the time is taken as at least that of the build, and the update goes its way.
 pub fn clock_in_1970(chain: Chain) {
-    let mut stage = Stage::off(chain);
-    stage.vm.power_on(&PowerOn { clock: Clock::Epoch, ..PowerOn::default() }).unwrap();
-    stage.expect_up("A", "1.0");
-    stage.wait_settled();
+    // EFI firmware puts a year of before 1998 into the next century, so the clock of the machine would not do.
+    let mut stage = Stage::with(Setup::new(chain).data("clock", "1970-01-01 00:00:10\n"));
+    stage.power_on();
     assert_eq!(stage.sh("date -u +%Y"), "1970");
     let offer = stage.good("2.0");
     stage.update("update", &offer, "B");
