@@ -16,7 +16,7 @@ use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_writ
 
 use super::perform::Performer;
 use crate::cloud::tls::Clock;
-use crate::config::{BootKind, Settings, UpdateSettings};
+use crate::config::{BootKind, Kind, Settings, UpdateSettings};
 use crate::features;
 
 /// What the start gave.
@@ -67,7 +67,8 @@ pub fn open(
             (boot, evidence, rules(updates))
         }
         Err(finding) => {
-            let facts = Err(format!("the configuration has a mistake: {finding}"));
+            let mistake = if finding.kind == Kind::Idle { "" } else { "the configuration has a mistake: " };
+            let facts = Err(format!("{mistake}{finding}"));
             (None, Evidence { facts, heads: [false; 2] }, no_rules())
         }
     };
