@@ -44,11 +44,11 @@ impl Fleet {
         });
         fleet.write(&format!(".{NAME}/{NAME}.conf"), &config.to_string());
         // The lab is not at the port of the real broker, and tests not in the directories of a device.
-        let run = fleet.directory("run").display().to_string();
+        let run = fleet.path("run").display().to_string();
         let ours = format!(
             "[cloud]\nport = {}\n[update]\nrun-dir = {run:?}\nstate-dir = {:?}\n",
             fleet.cloud.lab.mqtt_port(),
-            fleet.directory("state").display().to_string(),
+            fleet.path("state").display().to_string(),
         );
         fleet.write("ours/conf.d/test.toml", &ours);
         fleet

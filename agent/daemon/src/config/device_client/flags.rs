@@ -164,7 +164,8 @@ pub fn help() -> String {
         "otandem in place of the AWS IoT Device Client: its command line and files, for the Jobs feature.\n\n\
          Usage: aws-iot-device-client [FLAG VALUE]...   (also: otandem aws-iot-device-client ...)\n\n\
          Files: --config-file FILE, else ~/.aws-iot-device-client/aws-iot-device-client.conf, else the same below /etc;\n\
-         aws-iot-device-client-runtime.conf and http-proxy.conf beside them. Flags win over files.\n\nTaken over:\n",
+         then ~/.aws-iot-device-client/aws-iot-device-client-runtime.conf and http-proxy.conf. Flags win over the first.\n\n\
+         Taken over:\n",
     );
     let here = |path: &str| path.starts_with('=') || CARRIED.contains(&path);
     for (flag, _) in SETTINGS.iter().chain(&OURS).filter(|(_, path)| here(path)) {
