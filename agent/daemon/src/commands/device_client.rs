@@ -202,3 +202,48 @@ fn read_ours(file: &Path, prefix: &str) -> Result<Given, Refusal> {
     })?;
     read(file, prefix)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::ThingName;
+
+    const SLOTS: &str = "[slots.A]\nrootfs = '/dev/a'\n[slots.B]\nrootfs = '/dev/b'\n";
+    const OURS: &str =
+        "[cloud]\nendpoint = 'ours'\nthing-name = 'ours'\ncert = '/c'\nkey = '/k'\nport = 8884\n";
+    const THEIRS: &str = r#"{"endpoint": "theirs", "cert": "/c", "key": "/k", "thing-name": "theirs"}"#;
+
+    /// With this as our own configuration and that as the client's.
+    fn loaded(ours: &str, theirs: &str) -> Result<(Settings, Vec<Finding>), Refusal> {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, client) = (dir.path().join("otandem.toml"), dir.path().join("dc.json"));
+        fs::write(&config, ours).unwrap();
+        fs::write(&client, theirs).unwrap();
+        let line = Line { config_file: Some(client), ..Line::default() };
+        settings(&Sources { explicit: Some(config), ..Sources::default() }, line)
+    }
+
+    #[test]
+    fn the_clients_file_goes_over_our_cloud_and_leaves_the_rest() {
+        let (settings, _) = loaded(&format!("{SLOTS}{OURS}"), THEIRS).unwrap();
+        let cloud = settings.cloud.on().unwrap();
+        assert_eq!((cloud.endpoint.as_str(), cloud.port), ("theirs", 8884));
+        assert_eq!(cloud.thing, ThingName::Name("theirs".into()));
+        assert!(settings.updates.is_ok());
+        assert!(loaded("", THEIRS).unwrap().0.updates.is_err());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_used_ends_a_device_without_slots_and_no_other() {
+        for (theirs, exit) in [("{", Exit::Data), (r#"{"cert": 7}"#, Exit::Config)] {
+            assert_eq!(loaded("", theirs).unwrap_err().0, exit);
+            let (settings, findings) = loaded(&format!("{SLOTS}{OURS}"), theirs).unwrap();
+            assert_eq!(settings.cloud.on().unwrap().endpoint, "ours");
+            assert!(settings.updates.is_ok() && !findings.is_empty(), "it is told");
+        }
+        // With nothing wrong and nothing to do.
+        assert_eq!(loaded("", "{}").unwrap_err().0, Exit::Config);
+        let (settings, findings) = loaded(SLOTS, "{}").unwrap();
+        assert!(settings.updates.is_ok() && findings.iter().any(|f| f.key == "endpoint"), "{findings:?}");
+    }
+}

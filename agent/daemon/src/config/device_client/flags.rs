@@ -1,6 +1,5 @@
 //! The client's command line.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -123,7 +122,7 @@ pub fn parse(args: &[OsString]) -> Result<Order, FlagError> {
             _ => {}
         }
     }
-    let (mut line, mut files) = (Line::default(), BTreeMap::new());
+    let (mut line, mut export) = (Line::default(), None);
     let mut seen = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -136,25 +135,24 @@ pub fn parse(args: &[OsString]) -> Result<Order, FlagError> {
         }
         seen.push(*flag);
         if ALONE.contains(flag) {
-            line.given.flag(path, flag, "true".into());
+            line.given.take_flag(path, flag, "true".into());
             continue;
         }
         let value = args.next().ok_or(FlagError::NoValue(flag))?;
-        if path.starts_with('=') {
-            files.insert(*path, PathBuf::from(value));
-        } else {
-            let text = value.to_str().ok_or(FlagError::NotText(flag))?;
-            line.given.flag(path, flag, text.to_owned());
+        let file = || Some(PathBuf::from(value));
+        match *path {
+            EXPORT => export = file(),
+            CONFIG_FILE => line.config_file = file(),
+            PROXY_FILE => line.proxy_file = file(),
+            OUR_CONFIG => line.our_config = file(),
+            STATE_DIR => line.state_dir = file(),
+            path => {
+                let text = value.to_str().ok_or(FlagError::NotText(flag))?;
+                line.given.take_flag(path, flag, text.to_owned());
+            }
         }
     }
-    if let Some(file) = files.remove(EXPORT) {
-        return Ok(Order::Export(file));
-    }
-    line.config_file = files.remove(CONFIG_FILE);
-    line.proxy_file = files.remove(PROXY_FILE);
-    line.our_config = files.remove(OUR_CONFIG);
-    line.state_dir = files.remove(STATE_DIR);
-    Ok(Order::Run(line))
+    Ok(export.map_or_else(|| Order::Run(line), Order::Export))
 }
 
 /// `--help`

@@ -1,6 +1,6 @@
 //! What a user of the client said: names to values, whether they stood in a file or on the command line.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use serde_json::{Map, Value};
 
@@ -31,18 +31,12 @@ pub enum ReadError {
     },
 }
 
-/// One value.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Setting {
-    pub value: Value,
-    /// The flag that gave it; `None`: a file did.
-    pub flag: Option<&'static str>,
-}
-
 /// Everything that was said, by the path of its key, in lower case: `jobs.handler-directory`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Given {
-    settings: BTreeMap<String, Setting>,
+    values: Map<String, Value>,
+    /// Which of them came from which flag; all others stood in a file.
+    flags: Vec<(String, &'static str)>,
 }
 
 impl Given {
@@ -77,29 +71,36 @@ impl Given {
                 Value::Object(map) if !OBJECTS.contains(&path.as_str()) => {
                     self.take(map, &format!("{path}."))?;
                 }
-                value => drop(self.settings.insert(path, Setting { value, flag: None })),
+                value => drop(self.values.insert(path, value)),
             }
         }
         Ok(())
     }
 
     /// Takes a flag.
-    pub(super) fn flag(&mut self, path: &str, flag: &'static str, value: String) {
-        let value = Value::String(value);
-        self.settings.insert(path.to_owned(), Setting { value, flag: Some(flag) });
+    pub(super) fn take_flag(&mut self, path: &str, flag: &'static str, value: String) {
+        self.values.insert(path.to_owned(), Value::String(value));
+        self.flags.push((path.to_owned(), flag));
     }
 
     /// What `later` has wins.
     pub fn extend(&mut self, later: Self) {
-        self.settings.extend(later.settings);
+        self.flags.retain(|(path, _)| !later.values.contains_key(path));
+        self.flags.extend(later.flags);
+        self.values.extend(later.values);
     }
 
-    pub(super) fn get(&self, path: &str) -> Option<&Setting> {
-        self.settings.get(path)
+    pub(super) fn get(&self, path: &str) -> Option<&Value> {
+        self.values.get(path)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
-        self.settings.iter().map(|(path, setting)| (path.as_str(), setting))
+    /// The flag that gave this; `None`: a file did, or nothing.
+    pub(super) fn flag(&self, path: &str) -> Option<&'static str> {
+        self.flags.iter().find(|(given, _)| given == path).map(|(_, flag)| *flag)
+    }
+
+    pub(super) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.values.keys().map(String::as_str)
     }
 }
 

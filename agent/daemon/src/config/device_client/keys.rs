@@ -130,7 +130,7 @@ impl Function {
 
     /// Whether the client would run it.
     pub(super) fn is_on(&self, given: &Given) -> bool {
-        match given.get(self.switch).map(|setting| (&setting.value, setting.flag)) {
+        match given.get(self.switch).map(|value| (value, given.flag(self.switch))) {
             None => self.by_default,
             Some((Value::Bool(on), _)) => *on,
             Some((Value::String(text), Some(_))) => text == "true",

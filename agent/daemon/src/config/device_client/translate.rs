@@ -137,16 +137,16 @@ impl Translator<'_> {
     fn wrong(&mut self, path: &str, problem: impl Into<String>) {
         let finding = finding(self.name(path), problem);
         self.out.wrong.push(finding);
-        self.out.wrong_flags |= self.given.get(path).is_some_and(|setting| setting.flag.is_some());
+        self.out.wrong_flags |= self.given.flag(path).is_some();
     }
 
     /// A key as its user wrote it: the flag, if it was one.
     fn name<'b>(&self, path: &'b str) -> &'b str {
-        self.given.get(path).and_then(|setting| setting.flag).unwrap_or(path)
+        self.given.flag(path).unwrap_or(path)
     }
 
     fn text(&mut self, path: &str) -> Option<String> {
-        match &self.given.get(path)?.value {
+        match self.given.get(path)? {
             Value::String(text) if !text.is_empty() => Some(text.clone()),
             Value::String(_) => None,
             _ => {
@@ -157,10 +157,9 @@ impl Translator<'_> {
     }
 
     fn boolean(&mut self, path: &str) -> Option<bool> {
-        let setting = self.given.get(path)?;
-        let value = match &setting.value {
+        let value = match self.given.get(path)? {
             Value::Bool(value) => Some(*value),
-            Value::String(text) if setting.flag.is_some() => text.parse().ok(),
+            Value::String(text) if self.given.flag(path).is_some() => text.parse().ok(),
             _ => None,
         };
         if value.is_none() {
@@ -242,7 +241,7 @@ impl Translator<'_> {
             return;
         }
         let host = self.text("proxy:http-proxy-host");
-        let port = match self.given.get("proxy:http-proxy-port").map(|setting| &setting.value) {
+        let port = match self.given.get("proxy:http-proxy-port") {
             Some(Value::String(port)) => port.parse::<u16>().ok(),
             Some(Value::Number(port)) => port.as_u64().and_then(|port| port.try_into().ok()),
             _ => None,
@@ -312,9 +311,9 @@ impl Translator<'_> {
     /// What has no counterpart.
     fn rest(&mut self) {
         let given = self.given;
-        for (path, setting) in given.iter().filter(|(path, _)| !CARRIED.contains(path)) {
+        for path in given.paths().filter(|path| !CARRIED.contains(path)) {
             if let Some(function) = Function::of(path) {
-                self.function(function, path, setting.flag.is_some());
+                self.function(function, path, given.flag(path).is_some());
             } else if let Some((_, why)) = DROPPED.iter().find(|(dropped, _)| dropped == &path) {
                 self.tell(path, format!("not carried over: {why}"));
             } else {
