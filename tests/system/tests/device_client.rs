@@ -33,7 +33,11 @@ impl Fleet {
         let (ca, files) = fleet.cloud.lab.write_identity("device", &certs).unwrap();
         let handlers = fleet.directory(&format!(".{NAME}/jobs"));
         let handler = handlers.join("greet.sh");
-        fs::write(&handler, "#!/bin/sh\necho \"hello $2\"\necho 'a warning' >&2\n").unwrap();
+        fs::write(
+            &handler,
+            "#!/bin/sh\n[ ! -e hang ] || exec sleep 30\necho \"hello $2\"\necho 'a warning' >&2\n",
+        )
+        .unwrap();
         for path in [&handlers, &handler] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o700)).unwrap();
         }
@@ -85,8 +89,15 @@ impl Fleet {
     /// Starts the agent, by this name, and waits until it has connected.
     fn start(&mut self, program: &Path, args: &[&str]) {
         let log = fs::File::create(self.path("log")).unwrap();
+        let before = self.cloud.counters().connects.get("device").copied().unwrap_or_default();
         self.agent = Some(self.command(program, args).stderr(log).spawn().unwrap());
-        self.cloud.wait_connected(1);
+        self.cloud.wait_connected(before + 1);
+    }
+
+    fn kill(&mut self) {
+        let mut agent = self.agent.take().unwrap();
+        agent.kill().unwrap();
+        agent.wait().unwrap();
     }
 
     fn client(&mut self, args: &[&str]) {
@@ -180,5 +191,24 @@ fn the_imported_configuration_runs_the_same_jobs() {
     fleet.write("ours/otandem.toml", &String::from_utf8(made.stdout).unwrap());
     fleet.start(binary::otandem().unwrap(), &["run"]);
     assert_serves(&fleet);
+    fleet.finish();
+}
+
+#[test]
+fn a_job_that_another_client_left_in_its_middle_is_run_from_its_beginning() {
+    let mut fleet = Fleet::new();
+    fs::write(fleet.path("hang"), "").unwrap();
+    fleet.client(&[]);
+    fleet.cloud.job("left", &samples()[1]);
+    fleet.cloud.wait_lab("the step", |lab| {
+        let details = lab.jobs.execution("device", "left")?.details.clone()?;
+        details.get("progress").map(drop)
+    });
+    fleet.kill();
+    // As after a change of the client: the cloud knows of the job, and nothing on the device does.
+    fs::remove_dir_all(fleet.path("state")).unwrap();
+    fs::remove_file(fleet.path("hang")).unwrap();
+    fleet.start(&fleet.path(NAME), &[]);
+    fleet.cloud.expect_end("left", Status::Succeeded, "Job exited with status: 0");
     fleet.finish();
 }

@@ -7,56 +7,57 @@ use std::path::PathBuf;
 use super::Given;
 use super::keys::{CARRIED, Function};
 
-/// Its flags that are settings, with the key that each stands for. Those without a key in its files get a name in their block.
-const SETTINGS: [(&str, &str); 43] = [
-    ("--endpoint", "endpoint"),
-    ("--cert", "cert"),
-    ("--key", "key"),
-    ("--root-ca", "root-ca"),
-    ("--thing-name", "thing-name"),
-    ("--enable-jobs", "jobs.enabled"),
-    ("--jobs-handler-dir", "jobs.handler-directory"),
-    ("--log-level", "logging.level"),
-    ("--log-type", "logging.type"),
-    ("--log-file", "logging.file"),
-    ("--enable-sdk-logging", "logging.enable-sdk-logging"),
-    ("--sdk-log-level", "logging.sdk-log-level"),
-    ("--sdk-log-file", "logging.sdk-log-file"),
-    ("--enable-tunneling", "tunneling.enabled"),
-    ("--tunneling-region", "tunneling.region"),
-    ("--tunneling-service", "tunneling.service"),
-    ("--tunneling-disable-notification", "tunneling.disable-notification"),
-    ("--enable-device-defender", "device-defender.enabled"),
-    ("--device-defender-interval", "device-defender.interval"),
-    ("--enable-fleet-provisioning", "fleet-provisioning.enabled"),
-    ("--fleet-provisioning-template-name", "fleet-provisioning.template-name"),
-    ("--fleet-provisioning-template-parameters", "fleet-provisioning.template-parameters"),
-    ("--csr-file", "fleet-provisioning.csr-file"),
-    ("--device-key", "fleet-provisioning.device-key"),
-    ("--enable-pub-sub", "samples.pub-sub.enabled"),
-    ("--publish-topic", "samples.pub-sub.publish-topic"),
-    ("--publish-file", "samples.pub-sub.publish-file"),
-    ("--subscribe-topic", "samples.pub-sub.subscribe-topic"),
-    ("--subscribe-file", "samples.pub-sub.subscribe-file"),
-    ("--enable-sample-shadow", "sample-shadow.enabled"),
-    ("--shadow-name", "sample-shadow.shadow-name"),
-    ("--shadow-input-file", "sample-shadow.shadow-input-file"),
-    ("--shadow-output-file", "sample-shadow.shadow-output-file"),
-    ("--enable-config-shadow", "config-shadow.enabled"),
-    ("--enable-secure-element", "secure-element.enabled"),
-    ("--pkcs11-lib", "secure-element.pkcs11-lib"),
-    ("--secure-element-pin", "secure-element.secure-element-pin"),
-    ("--secure-element-key-label", "secure-element.secure-element-key-label"),
-    ("--secure-element-slot-id", "secure-element.secure-element-slot-id"),
-    ("--secure-element-token-label", "secure-element.secure-element-token-label"),
-    ("--config-file", CONFIG_FILE),
-    ("--http-proxy-config", PROXY_FILE),
-    ("--export-default-settings", EXPORT),
-];
+/// Its flags with the key that each stands for, then two of our own. Flags without a key in the client's files get a name in
+/// their block. (One text: a table of so many words is twice as large in the program.)
+const FLAGS: &str = "\
+--endpoint endpoint
+--cert cert
+--key key
+--root-ca root-ca
+--thing-name thing-name
+--enable-jobs jobs.enabled
+--jobs-handler-dir jobs.handler-directory
+--log-level logging.level
+--log-type logging.type
+--log-file logging.file
+--enable-sdk-logging logging.enable-sdk-logging
+--sdk-log-level logging.sdk-log-level
+--sdk-log-file logging.sdk-log-file
+--enable-tunneling tunneling.enabled
+--tunneling-region tunneling.region
+--tunneling-service tunneling.service
+--tunneling-disable-notification tunneling.disable-notification
+--enable-device-defender device-defender.enabled
+--device-defender-interval device-defender.interval
+--enable-fleet-provisioning fleet-provisioning.enabled
+--fleet-provisioning-template-name fleet-provisioning.template-name
+--fleet-provisioning-template-parameters fleet-provisioning.template-parameters
+--csr-file fleet-provisioning.csr-file
+--device-key fleet-provisioning.device-key
+--enable-pub-sub samples.pub-sub.enabled
+--publish-topic samples.pub-sub.publish-topic
+--publish-file samples.pub-sub.publish-file
+--subscribe-topic samples.pub-sub.subscribe-topic
+--subscribe-file samples.pub-sub.subscribe-file
+--enable-sample-shadow sample-shadow.enabled
+--shadow-name sample-shadow.shadow-name
+--shadow-input-file sample-shadow.shadow-input-file
+--shadow-output-file sample-shadow.shadow-output-file
+--enable-config-shadow config-shadow.enabled
+--enable-secure-element secure-element.enabled
+--pkcs11-lib secure-element.pkcs11-lib
+--secure-element-pin secure-element.secure-element-pin
+--secure-element-key-label secure-element.secure-element-key-label
+--secure-element-slot-id secure-element.secure-element-slot-id
+--secure-element-token-label secure-element.secure-element-token-label
+--config-file =config-file
+--http-proxy-config =http-proxy-config
+--export-default-settings =export
+--config =config
+--state-dir =state-dir
+";
 /// Of the flags above those that take no value.
 const ALONE: [&str; 2] = ["--enable-sdk-logging", "--tunneling-disable-notification"];
-/// Our own, which reach our own files.
-const OURS: [(&str, &str); 2] = [("--config", OUR_CONFIG), ("--state-dir", STATE_DIR)];
 
 // No key of a file has these names: they stand for files.
 const CONFIG_FILE: &str = "=config-file";
@@ -64,6 +65,10 @@ const PROXY_FILE: &str = "=http-proxy-config";
 const EXPORT: &str = "=export";
 const OUR_CONFIG: &str = "=config";
 const STATE_DIR: &str = "=state-dir";
+
+fn flags() -> impl Iterator<Item = (&'static str, &'static str)> {
+    FLAGS.lines().filter_map(|line| line.split_once(' '))
+}
 
 /// A command line that the client would refuse as well.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -126,21 +131,21 @@ pub fn parse(args: &[OsString]) -> Result<Order, FlagError> {
     let mut seen = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let found = SETTINGS.iter().chain(&OURS).find(|(flag, _)| arg == flag);
+        let found = flags().find(|(flag, _)| arg == flag);
         let Some((flag, path)) = found else {
             return Err(FlagError::Unknown(arg.to_string_lossy().chars().take(64).collect()));
         };
-        if seen.contains(flag) {
+        if seen.contains(&flag) {
             return Err(FlagError::Twice(flag));
         }
-        seen.push(*flag);
-        if ALONE.contains(flag) {
+        seen.push(flag);
+        if ALONE.contains(&flag) {
             line.given.take_flag(path, flag, "true".into());
             continue;
         }
         let value = args.next().ok_or(FlagError::NoValue(flag))?;
         let file = || Some(PathBuf::from(value));
-        match *path {
+        match path {
             EXPORT => export = file(),
             CONFIG_FILE => line.config_file = file(),
             PROXY_FILE => line.proxy_file = file(),
@@ -166,11 +171,11 @@ pub fn help() -> String {
          Taken over:\n",
     );
     let here = |path: &str| path.starts_with('=') || CARRIED.contains(&path);
-    for (flag, _) in SETTINGS.iter().chain(&OURS).filter(|(_, path)| here(path)) {
+    for (flag, _) in flags().filter(|(_, path)| here(path)) {
         let _ = writeln!(text, "  {flag} VALUE");
     }
     text.push_str("  --help, --version\n\nKnown, and not here (refused where they turn something on):\n");
-    for (flag, path) in SETTINGS.iter().filter(|(_, path)| !here(path)) {
+    for (flag, path) in flags().filter(|(_, path)| !here(path)) {
         let what = Function::of(path).map_or("another log", |function| function.name);
         let _ = writeln!(text, "  {flag}: {what}");
     }

@@ -57,20 +57,22 @@ impl Translation {
     #[must_use]
     pub fn toml(&self) -> String {
         let head = "# From the configuration of an AWS IoT Device Client, by \"otandem config import\".\n";
-        format!("{head}{}", self.render(|_| true))
+        format!("{head}{}", self.render(None))
     }
 
     /// The same in two layers: what the client does unless told (for below our own files), and what was said (for above).
     #[must_use]
     pub fn layers(&self) -> (Fragment, Fragment) {
         let layer = |keeps: bool| {
-            let text = self.render(|line| line.keeps.is_some() == keeps);
+            let text = self.render(Some(keeps));
             Fragment::parse(Path::new("aws-iot-device-client.conf"), &text).0
         };
         (layer(true), layer(false))
     }
 
-    fn render(&self, wanted: impl Fn(&Line) -> bool) -> String {
+    /// All lines, or those alone that the client's habits gave, or that were said.
+    fn render(&self, keeps: Option<bool>) -> String {
+        let wanted = |line: &Line| keeps.is_none_or(|keeps| line.keeps.is_some() == keeps);
         let mut text = String::new();
         for table in TABLES {
             let mut lines = self.lines.iter().filter(|line| line.table == table && wanted(line)).peekable();
