@@ -1,7 +1,7 @@
 #!/bin/sh
 # restart-services.sh USER SERVICE...
-# Restarts services. All are tried; the step fails if one does not restart. The agent that runs this job is restarted
-# last, a moment after the step has ended, so that the job can be reported.
+# Restarts services. All are tried; the step fails if one does not restart. The agent that runs this job, under either of
+# its names, is restarted last, a moment after the step has ended, so that the job can be reported.
 . "${0%/*}/handler-lib.sh"
 take_user "${1-}"
 [ $# -eq 0 ] || shift
@@ -10,7 +10,7 @@ others=''
 itself=''
 for service in $names; do
   case $service in
-    otandem | otandem.service) itself=$service ;;
+    otandem | otandem.service | aws-iot-device-client | aws-iot-device-client.service) itself=$service ;;
     *) others="$others${others:+ }$service" ;;
   esac
 done

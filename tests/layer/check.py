@@ -152,6 +152,39 @@ def grub_modules_are_those_of_its_readme():
     equal(re.search(r'BUILTIN_MODULES_EFI="([^"]+)"', config)[1], wanted, "Buildroot's")
 
 
+def installed(text, variables, root):
+    """Runs the lines of a recipe or package that install handlers and the second name; the root that they made."""
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\t.*(/handlers|sbin)", line)]
+    script = "\n".join(lines).replace("$(INSTALL)", "install").replace("sbin/aws-iot-device-client)", "sbin/aws-iot-device-client")
+    for name, value in variables.items():
+        script = script.replace(name, str(value))
+    assert "$" not in script, script
+    subprocess.run(["sh", "-eu", "-c", script], check=True)
+    return pathlib.Path(root)
+
+
+@check
+def handlers_are_installed_as_strict_permissions_wants_them_and_the_second_name_leads_to_the_agent():
+    recipe = (LAYER / "recipes-otandem/otandem/otandem_0.1.0.bb").read_text()
+    package = (BUILDROOT / "package/otandem/otandem.mk").read_text()
+    for text, variables in (
+        (recipe, {"${S}": ROOT, "${D}": "@", "${otandem_libdir}": "/usr/lib/otandem", "${base_sbindir}": "/usr/sbin", "${bindir}": "/usr/bin"}),
+        (package, {"$(@D)": ROOT, "$(TARGET_DIR)": "@"}),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            root = installed(text, variables | {"@": folder}, folder)
+            equal(os.readlink(root / "usr/sbin/aws-iot-device-client"), "../bin/otandem", "the second name")
+            handlers = root / "usr/lib/otandem/handlers"
+            equal(sorted(os.listdir(handlers)), sorted(os.listdir(ROOT / "handlers")), "handlers")
+            (root / "otandem.toml").write_text("[jobs]\nstrict-permissions = true\n")
+            document = {"operation": "echo", "args": ["hello"], "path": "default"}
+            run = subprocess.run(
+                [OTANDEM, "--config", root / "otandem.toml", "job", "run", "-", "--handler-directory", handlers],
+                input=json.dumps(document), capture_output=True, text=True,
+            )
+            equal(run.returncode, 0, f"otandem job run: {run.stdout}{run.stderr}")
+
+
 @check
 def every_file_that_a_recipe_names_is_there():
     for recipe in [*LAYER.rglob("*.bb"), *LAYER.rglob("*.bbappend")]:

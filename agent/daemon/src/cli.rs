@@ -1,6 +1,7 @@
 //! The command line: what can be said, nothing of what it does.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use otandem_core::boot::SetId;
@@ -21,11 +22,22 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// The whole command line, the program's name first, if that name is the AWS IoT Device Client's.
+    #[must_use]
+    pub fn named_as_another(args: &[OsString]) -> Option<Self> {
+        let (name, args) = args.split_first()?;
+        let other = Path::new(name).file_name()? == crate::config::device_client::NAME;
+        let command = Command::AwsIotDeviceClient { args: args.to_vec() };
+        other.then_some(Self { config: None, state_dir: None, command })
+    }
+}
+
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check) or the job failed (job run), 10 a reset is due (fota handle), \
 64 wrong usage, 65 wrong input, 66 input cannot be read, 69 nobody answers, 70 defect, 71 system, \
 73 cannot write, 74 I/O, 75 not now, 76 protocol, 77 not allowed, 78 configuration.";
 
-/// The commands. All but `run`, `job`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
+/// The commands. All but `run` in its two forms, `job`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
 /// none runs.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
@@ -49,9 +61,16 @@ pub enum Command {
     /// Look at the document of a general job, or run it here
     #[command(subcommand)]
     Job(Job),
-    /// Look at the configuration
+    /// Look at the configuration, or make one
     #[command(subcommand)]
     Config(Config),
+    /// Run the agent with the command line and the files of the AWS IoT Device Client; --help lists what is taken over
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    AwsIotDeviceClient {
+        /// Its flags
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG VALUE")]
+        args: Vec<OsString>,
+    },
     /// Print completions for a shell
     Completions {
         /// Shell
@@ -218,6 +237,33 @@ pub struct RunJob {
 pub enum Config {
     /// List everything that is wrong; exit with 78 if there is anything
     Check,
+    /// Print the configuration that a device of another client would have here, and tell what is not carried over
+    Import(Import),
+}
+
+/// `otandem config import`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Import {
+    /// Whose configuration it is
+    pub of: Origin,
+    /// Its configuration; "-": standard input
+    pub file: PathBuf,
+    /// Its aws-iot-device-client-runtime.conf, of a device that provisioned itself
+    #[arg(long, value_name = "FILE")]
+    pub runtime_config: Option<PathBuf>,
+    /// Its http-proxy.conf
+    #[arg(long, value_name = "FILE")]
+    pub proxy: Option<PathBuf>,
+    /// Home directory of the user that it runs as [default: yours]
+    #[arg(long, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+}
+
+/// Clients that devices come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Origin {
+    /// The AWS IoT Device Client.
+    AwsIotDeviceClient,
 }
 
 /// Shells with completions.
@@ -351,6 +397,23 @@ mod tests {
         assert_eq!(h.document.document, Some("-".into()));
         assert_eq!(h.job_callback, Some("/bin/x".into()));
         assert!(parse("otandem fota handle --auto-reset maybe").is_err());
+    }
+
+    #[test]
+    fn everything_behind_the_other_clients_name_is_its_own() {
+        let words = |line: &str| line.split_whitespace().map(OsString::from).collect::<Vec<_>>();
+        let flags = "--endpoint e --config-file f --enable-jobs true";
+        let all = Command::AwsIotDeviceClient { args: words(flags) };
+        assert_eq!(command(&format!("otandem aws-iot-device-client {flags}")), all);
+        let linked = |name: &str| Cli::named_as_another(&words(&format!("{name} {flags}")));
+        assert_eq!(linked("/sbin/aws-iot-device-client").unwrap().command, all);
+        assert_eq!(linked("/usr/bin/otandem"), None);
+        for flag in ["--help", "--version", "-x"] {
+            let own = Command::AwsIotDeviceClient { args: words(flag) };
+            assert_eq!(command(&format!("otandem aws-iot-device-client {flag}")), own);
+        }
+        let cli = parse("otandem --state-dir /s aws-iot-device-client --cert c").unwrap();
+        assert_eq!(cli.state_dir, Some("/s".into()));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use otandem::exit::Exit;
 
 fn main() -> ExitCode {
     otandem_device::memory::be_thrifty();
-    match Cli::try_parse() {
+    let args: Vec<_> = std::env::args_os().collect();
+    match Cli::named_as_another(&args).map_or_else(|| Cli::try_parse_from(args), Ok) {
         Ok(cli) => otandem::commands::execute(cli).into(),
         Err(e) => {
             let _ = e.print();

@@ -212,8 +212,14 @@ fn one_service_that_fails_fails_the_step_and_the_others_are_tried() {
 #[test]
 fn the_agent_itself_is_restarted_last_and_not_waited_for() {
     for device in Device::all(&["systemctl"]) {
-        let log = ["systemctl restart a", "systemctl --no-block restart otandem"];
-        device.does("restart-services.sh", &["", "otandem a"], &log);
+        for name in ["otandem", "aws-iot-device-client.service"] {
+            let log = ["systemctl restart a".to_owned(), format!("systemctl --no-block restart {name}")];
+            device.does(
+                "restart-services.sh",
+                &["", &format!("{name} a")],
+                &log.each_ref().map(String::as_str),
+            );
+        }
     }
 }
 

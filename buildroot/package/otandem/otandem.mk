@@ -41,6 +41,10 @@ define OTANDEM_VENDORED
 endef
 OTANDEM_PRE_BUILD_HOOKS += OTANDEM_VENDORED
 
+OTANDEM_DEVICE_CLIENT = $(if $(BR2_PACKAGE_OTANDEM_DEVICE_CLIENT),\
+	mkdir -p $(TARGET_DIR)/usr/sbin && \
+	ln -sf ../bin/otandem $(TARGET_DIR)/usr/sbin/aws-iot-device-client)
+
 define OTANDEM_INSTALL_TARGET_CMDS
 	$(INSTALL) -D -m 0755 $(@D)/target/$(RUSTC_TARGET_NAME)/$(if $(BR2_ENABLE_DEBUG),debug,release)/otandem \
 		$(TARGET_DIR)/usr/bin/otandem
@@ -49,10 +53,9 @@ define OTANDEM_INSTALL_TARGET_CMDS
 	$(INSTALL) -D -m 0644 $(call qstrip,$(BR2_PACKAGE_OTANDEM_CONFIG)) \
 		$(TARGET_DIR)/usr/lib/otandem/otandem.toml
 	$(INSTALL) -d -m 0755 $(TARGET_DIR)/etc/otandem/health.d $(TARGET_DIR)/etc/otandem/hooks.d
-	if [ -d $(@D)/handlers ]; then \
-		mkdir -p $(TARGET_DIR)/usr/lib/otandem/handlers; \
-		cp -dpfr $(@D)/handlers/. $(TARGET_DIR)/usr/lib/otandem/handlers; \
-	fi
+	$(INSTALL) -d -m 0700 $(TARGET_DIR)/usr/lib/otandem/handlers
+	$(INSTALL) -m 0700 $(@D)/handlers/* $(TARGET_DIR)/usr/lib/otandem/handlers
+	$(OTANDEM_DEVICE_CLIENT)
 endef
 
 define OTANDEM_INSTALL_INIT_SYSV

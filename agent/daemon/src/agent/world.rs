@@ -16,7 +16,7 @@ use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_writ
 
 use super::perform::Performer;
 use crate::cloud::tls::Clock;
-use crate::config::{BootKind, Settings, UpdateSettings};
+use crate::config::{BootKind, Kind, Settings, UpdateSettings};
 use crate::features;
 
 /// What the start gave.
@@ -67,9 +67,12 @@ pub fn open(
             (boot, evidence, rules(updates))
         }
         Err(finding) => {
-            let facts = Err(format!("the configuration has a mistake: {finding}"));
+            let meant = finding.kind == Kind::Idle;
+            let mistake = if meant { "" } else { "the configuration has a mistake: " };
+            let facts = Err(format!("{mistake}{finding}"));
             // With a mistake the record may lie somewhere else.
-            let unread = record.is_none() && (!settings.no_slots() || started_as_a_set());
+            let unknown = !meant && (!settings.no_slots() || started_as_a_set());
+            let unread = record.is_none() && unknown;
             (None, Evidence { facts, heads: [false; 2], unread }, no_rules())
         }
     };

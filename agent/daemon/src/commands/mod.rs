@@ -1,6 +1,7 @@
 //! What each command does. `run` is the daemon; everything else asks it, or acts by itself when none runs.
 
 mod ask;
+mod device_client;
 mod input;
 mod job;
 mod parts;
@@ -30,6 +31,8 @@ pub fn execute(cli: Cli) -> Exit {
             Ok(()) => Exit::Ok,
             Err(e) => complain(Exit::Io, &e.to_string()),
         },
+        Command::Config(Config::Import(import)) => device_client::import(&import),
+        Command::AwsIotDeviceClient { args } => device_client::run(sources, &args),
         command => match Settings::load(&sources) {
             Ok((settings, findings)) => with_settings(command, &settings, &findings),
             Err(e) => complain(Exit::Config, &e.to_string()),
@@ -57,7 +60,11 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
         }
         Command::Fota(fota) => fota_call(settings, fota),
         Command::Job(job) => job::job(settings, &job),
-        Command::Run | Command::Config(_) | Command::Completions { .. } | Command::Man => Exit::Software,
+        Command::Run
+        | Command::Config(_)
+        | Command::AwsIotDeviceClient { .. }
+        | Command::Completions { .. }
+        | Command::Man => Exit::Software,
     }
 }
 

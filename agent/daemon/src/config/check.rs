@@ -270,6 +270,12 @@ impl Check<'_> {
         b: fragments::Slots,
     ) -> Result<UpdateSettings, Finding> {
         let area = Area::Update;
+        if f.without_slots == Some(true) && a.places.is_empty() && b.places.is_empty() {
+            // As configured: no mistake that `config check` would have to name.
+            let problem =
+                "this device takes no firmware: update.without-slots is set, and no slots are named";
+            return Err(Finding { kind: Kind::Idle, ..Finding::of("slots", problem, area) });
+        }
         let (a, b) = self.sets(a, b);
         let boots_first = self.boots_first(f.boots_first, &a);
         let if_missing = self.if_missing(f.if_missing.unwrap_or_default(), &a);

@@ -60,6 +60,7 @@ table! {
     Update {
         state_dir: PathBuf = "state-dir",
         state_shared: bool = "state-shared",
+        without_slots: bool = "without-slots",
         run_dir: PathBuf = "run-dir",
         health_dir: PathBuf = "health-dir",
         health_timeout: Span = "health-timeout",
@@ -314,6 +315,19 @@ impl Fragment {
         self.log.merge(later.log);
         self.control.merge(later.control);
         self.jobs.merge(later.jobs);
+    }
+}
+
+impl Fragment {
+    /// As [`Fragment::merge`], and where `later` says something in one way it is not said in the other way any more.
+    pub(super) fn replace(&mut self, later: Self) {
+        if later.cloud.thing_name.is_some() {
+            self.cloud.thing_name_file = None;
+        }
+        if later.cloud.cert.is_some() || later.cloud.key.is_some() {
+            self.cloud.cert_store = None;
+        }
+        self.merge(later);
     }
 }
 

@@ -7,6 +7,7 @@
 //! matters after a rollback, when an older agent meets a newer configuration.
 
 mod check;
+pub mod device_client;
 pub mod fragments;
 pub mod settings;
 mod sources;
@@ -19,6 +20,7 @@ pub use settings::{
     BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Feature, IfMissing, JobsSettings,
     LogSettings, LogTarget, NetworkSettings, Settings, SlotSet, ThingName, UpdateSettings,
 };
+pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
 pub use values::Window;
 

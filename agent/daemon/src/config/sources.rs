@@ -55,8 +55,20 @@ impl Settings {
     /// # Errors
     /// Only for a `--config` that cannot be read: the person who gave it is there to be told.
     pub fn load(sources: &Sources) -> Result<(Self, Vec<Finding>), ConfigError> {
+        Self::load_between(Fragment::default(), sources, Fragment::default())
+    }
+
+    /// As [`Settings::load`], with one layer below all files, and one above them.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn load_between(
+        below: Fragment,
+        sources: &Sources,
+        above: Fragment,
+    ) -> Result<(Self, Vec<Finding>), ConfigError> {
         let mut findings = Vec::new();
-        let mut merged = Fragment::default();
+        let mut merged = below;
         if let Some(path) = &sources.explicit {
             let explicit = |source| ConfigError::Explicit { path: path.clone(), source };
             if fs::metadata(path).map_err(explicit)?.is_dir() {
@@ -77,6 +89,7 @@ impl Settings {
         if sources.explicit.is_none() {
             read_device_file(&mut merged, &mut findings);
         }
+        merged.replace(above);
         let settings = Self::from_fragment(merged, &mut findings);
         Ok((settings, findings))
     }
@@ -104,7 +117,7 @@ fn read_device_file(merged: &mut Fragment, findings: &mut Vec<Finding>) {
 }
 
 /// A thing name or endpoint that any user may change would hand the device to that user.
-fn owned_by_us(file: &Path) -> io::Result<()> {
+pub(crate) fn owned_by_us(file: &Path) -> io::Result<()> {
     let meta = fs::metadata(file)?;
     let us = nix::unistd::geteuid().as_raw();
     if meta.uid() != 0 && meta.uid() != us {

@@ -69,6 +69,18 @@ fn no_configuration_is_an_offline_device_without_updates() {
 }
 
 #[test]
+fn a_device_without_slots_that_says_so_has_no_mistake_and_takes_no_firmware() {
+    let (settings, findings) = load(&format!("{CLOUD}[update]\nwithout-slots=true\n"));
+    assert_eq!(findings, []);
+    assert!(settings.updates.unwrap_err().problem.contains("without-slots"));
+    assert!(settings.cloud.on().is_some() && settings.jobs.on().is_some());
+    assert!(load(&format!("{SLOTS}[update]\nwithout-slots=true\n")).0.updates.is_ok(), "slots are named");
+    let half = "[slots.A]\nrootfs='/dev/a'\n[update]\nwithout-slots=true\n";
+    assert_eq!(load(half).1.len(), 1, "half of them is a mistake as ever");
+    assert_eq!(load("[update]\nwithout-slots=false\n").1.len(), 1);
+}
+
+#[test]
 fn an_unknown_key_is_told_with_its_file_and_full_name_and_has_no_effect() {
     let (settings, findings) = load(&format!("{SLOTS}[update]\nhealth-timout='5s'\n[updates]\nx=1\n"));
     assert!(settings.updates.is_ok());
@@ -305,6 +317,21 @@ fn an_explicit_configuration_replaces_all_others() {
     assert!(settings.updates.is_ok());
     let error = Settings::load(&explicit("nowhere")).unwrap_err();
     assert!(error.to_string().contains("--config"), "{error}");
+}
+
+#[test]
+fn a_layer_above_replaces_the_identity_and_one_below_gives_way() {
+    let file = "[cloud]\nendpoint='e'\nthing-name-file='/n'\ncert-store='/s'\nport=8884\n";
+    let dir = tree(&[("etc/otandem.toml", SLOTS), ("state/device.toml", file)]);
+    let layer = |text: &str| Fragment::parse(Path::new("layer"), text).0;
+    let below = layer("[cloud]\nport=443\nkeep-alive='1min'\n");
+    let above = layer("[cloud]\nthing-name='t'\ncert='/c'\nkey='/k'\n");
+    let (settings, findings) = Settings::load_between(below, &sources(dir.path()), above).unwrap();
+    assert_eq!(findings, []);
+    let cloud = settings.cloud.on().unwrap();
+    assert_eq!((cloud.endpoint.as_str(), cloud.port, cloud.keep_alive), ("e", 8884, Duration::from_secs(60)));
+    assert_eq!(cloud.thing, ThingName::Name("t".into()));
+    assert_eq!(cloud.credentials, Credentials::Files { cert: "/c".into(), key: "/k".into() });
 }
 
 #[test]

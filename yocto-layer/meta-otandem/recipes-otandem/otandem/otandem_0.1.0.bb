@@ -55,24 +55,34 @@ do_install:append:class-target() {
 	if ${@bb.utils.contains('DISTRO_FEATURES', 'sysvinit', 'true', 'false', d)}; then
 		install -D -m 0755 ${dist}/etc/init.d/otandem ${D}${sysconfdir}/init.d/otandem
 	fi
-	if [ -d ${S}/handlers ]; then
-		install -d ${D}${otandem_libdir}/handlers
-		cp -R --no-dereference --preserve=mode ${S}/handlers/* ${D}${otandem_libdir}/handlers
-	fi
+
+	# No other mode is taken where jobs.strict-permissions is set.
+	install -d -m 0700 ${D}${otandem_libdir}/handlers
+	install -m 0700 ${S}/handlers/* ${D}${otandem_libdir}/handlers
+
+	install -d ${D}${base_sbindir}
+	ln -rs ${D}${bindir}/otandem ${D}${base_sbindir}/aws-iot-device-client
 }
 
-PACKAGE_BEFORE_PN = "${PN}-trial ${PN}-handlers"
+PACKAGE_BEFORE_PN = "${PN}-trial ${PN}-handlers ${PN}-device-client"
 
 SUMMARY:${PN}-trial = "Resets a device whose new image gets no verdict in time"
 SUMMARY:${PN}-handlers = "Programs that jobs call by name"
+SUMMARY:${PN}-device-client = "The agent under the name of the AWS IoT Device Client"
 
 FILES:${PN}-trial = "${otandem_libdir}/dead-man ${systemd_system_unitdir}/otandem-*"
 FILES:${PN}-handlers = "${otandem_libdir}/handlers"
+FILES:${PN}-device-client = "${base_sbindir}/aws-iot-device-client"
 FILES:${PN} += "${nonarch_libdir}/tmpfiles.d ${nonarch_libdir}/sysusers.d"
 
 # An update without the dead-man can hang for ever, and without a configuration there are none.
 RDEPENDS:${PN}:append:class-target = " ${PN}-trial virtual-otandem-conf"
 RRECOMMENDS:${PN}:append:class-target = " ca-certificates ${PN}-handlers"
+
+RDEPENDS:${PN}-device-client = "${PN}"
+RPROVIDES:${PN}-device-client = "aws-iot-device-client"
+RCONFLICTS:${PN}-device-client = "aws-iot-device-client"
+RREPLACES:${PN}-device-client = "aws-iot-device-client"
 
 USERADD_PACKAGES = "${PN}"
 GROUPADD_PARAM:${PN} = "--system otandem"
