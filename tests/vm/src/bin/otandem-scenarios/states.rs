@@ -311,7 +311,7 @@ pub fn data_lost(chain: Chain) {
     let attention = status["attention"].to_string();
     assert!(attention.contains("updates are refused") && attention.contains("/data/otandem"), "{status}");
     assert_eq!(status["bootloader"]["primary"], "A", "{status}");
-    let said = stage.sh("otandem install /boot/vmlinuz --no-digest 2>&1; echo ended $?");
+    let said = stage.sh("otandem install /bin/busybox --no-digest 2>&1; echo ended $?");
     assert!(!said.contains("ended 0") && said.contains("state"), "{said}");
     stage.vm.reset().unwrap();
     stage.expect_up("A", "1.0");
