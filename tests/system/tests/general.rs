@@ -65,10 +65,10 @@ fn documents_that_are_wrong_or_for_others_are_rejected_and_the_next_is_served() 
     others["conditions"] =
         json!([{"key": "bootedSet", "value": ["A"]}, {"key": "thingName", "value": ["device"]}]);
     world.run("ours", &others, Status::Succeeded, "");
-    let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32)});
+    let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32), "compatible": "another"});
     let install = json!({"version": "1.0", "steps": [
         step("one"), {"action": {"name": "n", "type": "installImage", "input": {"image": image}}}]});
-    world.run("install", &install, Status::Rejected, "installImage");
+    world.run("install", &install, Status::Rejected, "the image is for \"another\"");
     assert_eq!(told(&world, "ran"), 1, "nothing of a rejected document runs");
     world.finish();
 }

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use otandem_core::jobs::document::{self, Action, JobDocument, JobPlan};
+use otandem_core::jobs::document::{self, JobDocument, JobPlan};
 use otandem_core::jobs::wire::{self, Details, detail};
 use otandem_core::jobs::{show, verdict};
 use otandem_core::update::Outcome;
@@ -55,6 +55,12 @@ fn run(settings: &Settings, run: &RunJob) -> Result<Exit, (Exit, String)> {
             let why = "this is a firmware job: `otandem fota handle FILE` does it, `otandem install FILE` without reboot";
             return Err((Exit::Usage, why.into()));
         }
+        Ok(JobDocument::Plan(plan)) if plan.install_step().is_some() => {
+            let why = "this job installs images (installImage) and goes on after the reboot: only the daemon does that, for \
+                       a job of the cloud; `otandem install FILE` installs an image, `otandem fota handle FILE` a \
+                       firmware document";
+            return Err((Exit::Usage, why.into()));
+        }
         Ok(JobDocument::Plan(plan)) => match refusal(settings, &plan, thing.as_deref()) {
             None => plan,
             Some(outcome) => return Ok(tell(&outcome, Details::new())),
@@ -75,16 +81,13 @@ fn run(settings: &Settings, run: &RunJob) -> Result<Exit, (Exit, String)> {
     let finish = runtime.block_on(in_thread(plan, terms)).map_err(|why| (Exit::System, why))?;
     Ok(match finish {
         Finish::Ended(outcome, details) => tell(&outcome, details),
-        // Nobody gave its steps a way to say so.
-        Finish::Rebooting => Exit::Software,
+        // Nobody gave its steps a way to say so; documents that install are refused before.
+        Finish::Rebooting | Finish::Installs(_) => Exit::Software,
     })
 }
 
 /// Why the document does not run here.
 fn refusal(settings: &Settings, plan: &JobPlan, thing: Option<&str>) -> Option<Outcome> {
-    if plan.all_steps().any(|step| matches!(step.action, Action::Install { .. })) {
-        return Some(Outcome::rejected("steps of type installImage cannot be run by this version"));
-    }
     // The bootloader is asked only where somebody wants to know.
     let booted = (!plan.conditions.is_empty())
         .then(|| settings.updates.as_ref().ok())

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use otandem_core::fota;
 use otandem_core::jobs::intake::{GeneralRules, Intake, JobRules, fresh_images, general, intake, time_left};
 use otandem_core::jobs::wire::{Details, Execution, detail, subscriptions};
-use otandem_core::jobs::{Desk, Identity, Output, PHASE};
+use otandem_core::jobs::{Desk, Identity, Output, PHASE, PROGRESS};
 use otandem_core::machine::{Cloud, Event, JobEvent, Machine};
 use otandem_core::record::State;
 use otandem_core::seal;
@@ -13,9 +13,6 @@ use otandem_core::time::Boottime;
 use otandem_core::update::{JobKey, Outcome};
 
 use super::{Context, Done, Feature, Program};
-
-/// Entry of statusDetails that says which step of a general job runs.
-const PROGRESS: &str = "progress";
 
 /// What is done with jobs that are no firmware jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +174,7 @@ impl Jobs {
     fn other(&mut self, context: &mut Context<'_>, execution: &Execution) {
         let key = execution.key.clone();
         let program = match &self.others {
-            Others::Run(rules) => return Self::general(context, execution, rules),
+            Others::Run(rules) => return self.general(context, execution, rules),
             Others::Callback(program) => program,
             Others::Refuse => {
                 let reason =
@@ -191,17 +188,17 @@ impl Jobs {
         self.running = Some(key);
     }
 
-    fn general(context: &mut Context<'_>, execution: &Execution, rules: &GeneralRules) {
-        let goes_on = context.machine.interrupted_job().is_some_and(|job| job.key == execution.key);
-        let room = goes_on || context.machine.takes_jobs() || context.machine.unsaved();
-        if !room || context.leaving {
-            // Asked for again when there is room.
+    fn general(&self, context: &mut Context<'_>, execution: &Execution, rules: &GeneralRules) {
+        if context.leaving {
             return;
         }
-        let event = match general(execution, context.machine, &context.boot_id, rules) {
-            Ok((job, plan)) => {
-                tracing::info!("{}: taken, {} steps", job.key, job.steps);
-                Event::Job(JobEvent::Start(Box::new(job), Box::new(plan)))
+        let goes_on = context.machine.interrupted_job().is_some_and(|job| job.key == execution.key);
+        let event = match general(execution, context.machine, &context.boot_id, rules, &self.rules) {
+            // Asked for again when there is room.
+            Ok(None) => return,
+            Ok(Some(event)) => {
+                tracing::info!("{}: taken", execution.key);
+                Event::Job(event)
             }
             Err(outcome) if goes_on => {
                 let (key, details) = (execution.key.clone(), Details::new());
@@ -210,6 +207,7 @@ impl Jobs {
             Err(outcome) => Event::JobEnded(execution.key.clone(), outcome),
         };
         context.events.push(event);
+        self.tell_time(context, execution);
     }
 
     /// A hint to ask: for the next job, or whether ours was ended.
@@ -227,7 +225,8 @@ impl Jobs {
         if !ours || !Self::before_reboot(context.machine) {
             return;
         }
-        let event = match document.filter(|d| fota::is_fota(d)) {
+        let step = context.machine.installing_job().is_some();
+        let event = match document.filter(|d| step || fota::is_fota(d)) {
             None => {
                 // No document in the answer: start-next has one.
                 let out = self.desk.ask_next(context.now.boot);
@@ -317,7 +316,9 @@ fn details(machine: &Machine) -> Details {
     };
     if let Some(job) = &machine.record().job {
         put(PROGRESS, job.progress());
-        return details;
+        if machine.installing_job().is_none() {
+            return details;
+        }
     }
     put(PHASE, machine.phase().to_owned());
     if let Some(seal) = machine.seal() {

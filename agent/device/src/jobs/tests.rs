@@ -54,7 +54,7 @@ impl Bench {
     fn run(&self, document: &Value) -> (Outcome, Details) {
         match self.execute(document) {
             Finish::Ended(outcome, details) => (outcome, details),
-            Finish::Rebooting => panic!("no reboot was asked for"),
+            other => panic!("neither a reboot nor an image was asked for: {other:?}"),
         }
     }
 
@@ -426,4 +426,28 @@ fn a_reboot_that_does_not_happen_fails_the_job() {
     assert!(!asked_for_reboot(&mark, "job-1"));
     let failed = sh("echo $OTANDEM_JOB_ID >$OTANDEM_REBOOT_MARK; exit 5");
     assert!(bench.failure(&steps(&[failed])).starts_with("Job exited with status: 5"));
+}
+
+#[test]
+fn steps_end_at_one_that_installs_and_go_on_behind_it() {
+    let bench = Bench::new();
+    let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32)});
+    let install = json!({"name": "n", "type": "installImage", "input": {"image": image}});
+    let mut heard = vec![];
+    let plan = plan(&steps(&[sh("echo one"), install, sh("echo two")]));
+    let mut begins = |index, _: &str| heard.push(index);
+    let Finish::Installs(installs) = execute(&plan, 0, &bench.terms, &bench.stop, &mut begins) else {
+        panic!("not an installation")
+    };
+    assert_eq!((installs.index, installs.step.name.as_str()), (1, "n"));
+    assert_eq!(installs.details["stdout"], "one\n");
+    let Finish::Ended(outcome, details) = execute(&plan, 2, &bench.terms, &bench.stop, &mut begins) else {
+        panic!("not the end")
+    };
+    assert!(matches!(outcome, Outcome::Succeeded { .. }), "{outcome:?}");
+    assert_eq!(
+        (details["stdout"].as_str(), heard),
+        ("two\n", vec![0, 2]),
+        "the update machine begins the other"
+    );
 }
