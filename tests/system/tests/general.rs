@@ -256,3 +256,86 @@ fn the_time_limit_of_the_service_ends_the_process_as_well() {
     world.wait_status("slow", Status::TimedOut);
     world.finish();
 }
+
+#[test]
+fn the_job_that_runs_is_in_the_status_of_the_device() {
+    let world = world(&[("one", "true\n"), ("two", "gate here\n")]);
+    world.device.make_gate("here").unwrap();
+    assert_eq!(world.device.status().unwrap()["job"], Value::Null);
+    world.job("long", &steps(&["one", "two"]));
+    world.wait_gate("here");
+    let job = world.device.status().unwrap()["job"].clone();
+    let shown = ["id", "execution", "state", "step", "steps", "name"].map(|member| job[member].clone());
+    assert_eq!(json!(shown), json!(["long", 1, "running", 2, 2, "two"]));
+    assert!(job["since"].as_u64().is_some_and(|since| since > 1_700_000_000), "{job}");
+    let text = world.device.run(&["status"], 0).unwrap();
+    assert!(text.contains("job:        long, step 2/2: two, running, for "), "{text}");
+    world.device.open_gate("here").unwrap();
+    world.expect_end("long", Status::Succeeded, "");
+    assert_eq!(world.device.status().unwrap()["job"], Value::Null);
+    world.finish();
+}
+
+#[test]
+fn a_job_by_hand_runs_beside_no_other_unless_it_is_said() {
+    let world = world(&[("one", "gate here\n"), ("quick", "tell quick\n")]);
+    world.device.make_gate("here").unwrap();
+    world.job("cloud", &steps(&["one"]));
+    world.wait_gate("here");
+    let document = steps(&["quick"]).to_string();
+    let refused = world.device.run_fed(&["job", "run", "-"], document.as_bytes(), 75).unwrap();
+    assert!(refused.contains("job cloud (execution 1) is under way: step 1/1: one"), "{refused}");
+    assert!(refused.contains("--beside") && told(&world, "quick") == 0, "{refused}");
+    world.device.run_fed(&["job", "run", "-", "--beside"], document.as_bytes(), 0).unwrap();
+    assert_eq!(told(&world, "quick"), 1);
+    world.device.open_gate("here").unwrap();
+    world.expect_end("cloud", Status::Succeeded, "");
+    world.device.run_fed(&["job", "run", "-"], document.as_bytes(), 0).unwrap();
+    assert_eq!(told(&world, "quick"), 2);
+    world.finish();
+}
+
+/// Lets the job by hand go on in the end.
+struct Opens<'a>(&'a World);
+
+impl Drop for Opens<'_> {
+    fn drop(&mut self) {
+        self.0.device.open_gate("hand").unwrap();
+    }
+}
+
+#[test]
+fn what_the_cloud_gives_waits_until_a_job_by_hand_is_over() {
+    let world = world(&[("hand", "gate hand; tell over\n"), ("quick", "tell quick\n")]);
+    world.device.make_gate("hand").unwrap();
+    let (by_hand, quick) = (steps(&["hand"]).to_string(), steps(&["quick"]).to_string());
+    std::thread::scope(|threads| {
+        // A failure must not leave the thread at the gate.
+        let opens = Opens(&world);
+        let hand = threads.spawn(|| world.device.run_fed(&["job", "run", "-"], by_hand.as_bytes(), 0));
+        world.wait_gate("hand");
+        world.job("cloud", &steps(&["quick"]));
+        let image = world.image("2.0", Health::Good);
+        world.job("update", &world.publish(&image, Packing::Zstd).document);
+        world.wait_lab("the news of the jobs", |lab| {
+            lab.messages(Direction::Out, "/notify-next")
+                .any(|e| e.json().get("execution").is_some())
+                .then_some(())
+        });
+        let second = world.device.run_fed(&["job", "run", "-"], quick.as_bytes(), 75).unwrap();
+        assert!(second.contains("another job is run by hand"), "{second}");
+        let update = world.device.run(&["mark", "active", "other"], 75).unwrap();
+        assert!(update.contains("a job is run by hand"), "{update}");
+        assert_eq!(told(&world, "quick"), 0);
+        drop(opens);
+        let said = hand.join().unwrap().unwrap();
+        assert!(said.contains("SUCCEEDED"), "{said}");
+    });
+    world.expect_end("cloud", Status::Succeeded, "");
+    world.expect_end("update", Status::Succeeded, "set B");
+    let order: Vec<_> = world.device.look(|heard| {
+        heard.events.iter().filter(|e| ["over", "quick"].contains(&e.as_str())).cloned().collect()
+    });
+    assert_eq!(order, ["over", "quick"]);
+    world.finish();
+}

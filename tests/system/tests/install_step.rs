@@ -130,6 +130,12 @@ fn a_job_that_is_cancelled_in_the_download_touches_nothing_and_runs_nothing_more
     let at = world.stall(&published, 50);
     world.job("job", &document(&published));
     world.wait_sent(&published.path, at);
+    let status = world.device.status().unwrap();
+    let shown = [&status["job"]["state"], &status["job"]["step"], &status["job"]["name"], &status["phase"]];
+    assert_eq!(json!(shown), json!(["installing", 2, "install", "writing"]));
+    let by_hand = json!({"version": "1.0", "steps": [handler("stop")]}).to_string();
+    let refused = world.device.run_fed(&["job", "run", "-"], by_hand.as_bytes(), 75).unwrap();
+    assert!(refused.contains("job job (execution 1) is under way: step 2/3: install"), "{refused}");
     world.lab.cancel_job("job", Force::Yes).unwrap();
     world.lab.release_stalls();
     let next = json!({"version": "1.0", "steps": [handler("stop")]});

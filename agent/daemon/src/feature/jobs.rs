@@ -146,6 +146,9 @@ impl Jobs {
         let key = &execution.key;
         let taken = intake(execution, context.machine, &self.rules);
         match taken {
+            Intake::Event(event) if context.leaving && matches!(*event, Event::Offer(_)) => {
+                tracing::info!("{key}: waits");
+            }
             Intake::Event(event) => {
                 tracing::info!("{key}: taken");
                 context.events.push(*event);
@@ -343,7 +346,7 @@ mod tests {
     use crate::agent::tests::patient_rules;
     use otandem_core::boot::{Booted, Facts, SetId, SetState};
     use otandem_core::jobs::wire::{start_next_topic, update_topic};
-    use otandem_core::machine::{Evidence, Now};
+    use otandem_core::machine::{Evidence, Health, Now};
     use otandem_core::plan::Layout;
     use otandem_core::record::Record;
     use otandem_core::update::{Origin, Then, Update};
@@ -368,9 +371,8 @@ mod tests {
         Machine::start(Some(record), evidence, patient_rules(), Now::default()).0
     }
 
-    /// What one call publishes.
-    fn published(machine: &Machine, call: impl FnOnce(&mut Context<'_>)) -> Vec<(String, Value)> {
-        let mut context = Context {
+    fn context(machine: &Machine) -> Context<'_> {
+        Context {
             machine,
             now: Now::default(),
             boot_id: "boot".into(),
@@ -378,18 +380,66 @@ mod tests {
             publish: vec![],
             events: vec![],
             programs: vec![],
-        };
+        }
+    }
+
+    /// What one call publishes.
+    fn published(machine: &Machine, call: impl FnOnce(&mut Context<'_>)) -> Vec<(String, Value)> {
+        let mut context = context(machine);
         call(&mut context);
         context.publish.into_iter().map(|(t, p)| (t, serde_json::from_slice(&p).unwrap())).collect()
+    }
+
+    fn jobs() -> Jobs {
+        let identity = Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
+        let paths = |set: &str| [("rootfs".to_owned(), format!("/dev/{set}"))].into();
+        let layout = Layout { index: [0, 1], paths: [paths("a"), paths("b")], copy_if_missing: vec![] };
+        let rules = JobRules { layout, compatible: None, require_cloud: true, then: Then::Reboot };
+        Jobs::new(identity, rules, Others::Run(GeneralRules::default()), 1)
+    }
+
+    #[test]
+    fn nothing_is_begun_while_the_agent_ends_or_a_person_runs_a_job() {
+        let facts = Facts {
+            booted: Booted::Set(SetId::A),
+            boot_id: "x".into(),
+            primary: Some(SetId::A),
+            a: SetState::Good,
+            b: SetState::Bad,
+        };
+        let record = Record { confirmed: Some(SetId::A), ..Record::default() };
+        let evidence = Evidence { facts: Ok(facts), heads: [true, false] };
+        let mut ready = Machine::start(Some(record), evidence, patient_rules(), Now::default()).0;
+        ready.step(Event::Health(Health::Passed), Now::default());
+        ready.step(Event::Continue, Now::default());
+        let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32)});
+        let fota = json!({"operation": "fota", "image": image});
+        let general = json!({"version": "1.0", "steps": [
+            {"action": {"name": "n", "type": "runCommand", "input": {"command": "true"}}}]});
+        for document in [fota, general] {
+            for leaving in [false, true] {
+                let mut jobs = jobs();
+                let asked = published(&ready, |context| jobs.on_session(context, true));
+                let execution =
+                    json!({"jobId": "j", "executionNumber": 1, "queuedAt": 1, "jobDocument": document});
+                let answer =
+                    json!({"clientToken": asked[0].1["clientToken"], "execution": execution}).to_string();
+                let mut context = Context { leaving, ..context(&ready) };
+                jobs.on_message(
+                    &mut context,
+                    &format!("{}/accepted", start_next_topic("t")),
+                    answer.as_bytes(),
+                );
+                let begins = |e: &Event| matches!(e, Event::Offer(_) | Event::Job(JobEvent::Start(..)));
+                assert_eq!(context.events.iter().any(begins), !leaving, "{leaving} {:?}", context.events);
+            }
+        }
     }
 
     #[test]
     fn an_answer_without_a_fresh_document_leads_to_start_next() {
         let machine = machine();
-        let identity = Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
-        let rules =
-            JobRules { layout: Layout::default(), compatible: None, require_cloud: true, then: Then::Reboot };
-        let mut jobs = Jobs::new(identity, rules, Others::Refuse, 1);
+        let mut jobs = jobs();
         let asked = published(&machine, |context| jobs.on_session(context, true));
         let [(topic, update)] = &asked[..] else { panic!("{asked:?}") };
         assert_eq!(*topic, update_topic("t", "j"));
