@@ -293,3 +293,27 @@ fn the_handlers_directory_is_named_from_anywhere() {
     assert_eq!(answer(&output).1["status"], "SUCCEEDED");
     assert!(Path::new(SHIPPED).exists());
 }
+
+#[test]
+fn a_command_of_a_user_who_may_not_be_become_fails_and_never_runs_as_the_agent() {
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let document = json!({"version":"1.0","includeStdOut":true,"steps":[{"action":{"name":"n","type":"runCommand",
+        "runAsUser":"root","input":{"command":"/bin/echo,ran"}}}]});
+    fs::write(dir.path().join("d.json"), document.to_string()).unwrap();
+    fs::write(dir.path().join("otandem.toml"), "[control]\nsocket = '/nonexistent/sock'\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_otandem"));
+    if nix::unistd::geteuid().is_root() {
+        // Where the build is, that user may not look.
+        let copy = dir.path().join("otandem");
+        fs::copy(env!("CARGO_BIN_EXE_otandem"), &copy).unwrap();
+        command = Command::new(copy);
+        command.uid(65534).gid(65534);
+    }
+    let args = ["--config", "otandem.toml", "job", "run", "d.json", "--beside"];
+    let output = command.args(args).current_dir(dir.path()).stdin(Stdio::null()).output().unwrap();
+    let (exit, status) = answer(&output);
+    assert_eq!((exit, status["status"].as_str()), (Some(1), Some("FAILED")), "{status}");
+    assert_eq!(status["statusDetails"].get("stdout"), None, "{status}");
+}

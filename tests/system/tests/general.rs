@@ -339,3 +339,35 @@ fn what_the_cloud_gives_waits_until_a_job_by_hand_is_over() {
     assert_eq!(order, ["over", "quick"]);
     world.finish();
 }
+
+#[test]
+fn what_is_gone_when_its_turn_comes_costs_one_job_and_the_next_one_runs() {
+    let world = world(&[("one", "gate here\n"), ("gone", "tell gone\n"), ("last", "tell last\n")]);
+    world.device.make_gate("here").unwrap();
+    world.job("first", &steps(&["one"]));
+    world.wait_gate("here");
+    world.job("without-handler", &steps(&["gone"]));
+    world.job("deleted", &steps(&["last"]));
+    world.job("last", &steps(&["last"]));
+    world.device.folder().remove_script(Script::Handler("gone")).unwrap();
+    world.lab.delete_job("deleted", Force::Yes).unwrap();
+    world.device.open_gate("here").unwrap();
+    world.expect_end("without-handler", Status::Failed, "Job not started: ");
+    world.expect_end("last", Status::Succeeded, "");
+    assert_eq!((told(&world, "gone"), told(&world, "last")), (0, 1));
+    world.finish();
+}
+
+#[test]
+fn a_job_goes_on_while_the_broker_is_away_and_is_told_when_it_is_back() {
+    let world = world(&[("one", "tell begins; gate here\n")]);
+    world.device.make_gate("here").unwrap();
+    world.job("job", &steps(&["one"]));
+    world.wait_gate("here");
+    world.lab.kick(&world.thing);
+    world.wait_connected(2);
+    world.device.open_gate("here").unwrap();
+    world.expect_end("job", Status::Succeeded, "Job exited with status: 0");
+    assert_eq!(told(&world, "begins"), 1);
+    world.finish();
+}

@@ -286,3 +286,25 @@ fn state_that_became_read_only_rolls_the_trial_back() {
     world.device.power_off().unwrap();
     world.finish();
 }
+
+#[test]
+fn a_job_that_fills_the_disk_of_the_state_ends_truly_and_the_next_one_runs() {
+    let world = World::off(|spec| spec);
+    let state = world.device.folder().path("state");
+    let Some(tmpfs) = Tmpfs::mount(state, "2M") else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    let full = tmpfs.0.join("full");
+    let fills = format!("cat /dev/zero >'{}' || exit 3\n", full.display());
+    world.device.script(Script::Handler("fills"), &fills).unwrap();
+    world.device.script(Script::Handler("next"), "tell next\n").unwrap();
+    world.device.power_on().unwrap();
+    world.wait_connected(1);
+    let job = |handler: &str| serde_json::json!({"operation": handler, "path": "default", "allowStdErr": 9});
+    world.run("fills", &job("fills"), Status::Failed, "Job exited with status: 3, in step fills");
+    assert!(fs::metadata(&full).unwrap().len() > 1 << 20);
+    world.run("next", &job("next"), Status::Succeeded, "Job exited with status: 0");
+    world.device.power_off().unwrap();
+    world.finish();
+}

@@ -149,6 +149,14 @@ fn binary_output_without_lines_is_told_as_far_as_it_is_text() {
 }
 
 #[test]
+fn a_hundred_megabytes_without_a_line_cost_nothing_but_their_reading() {
+    let flood = "head -c 104857600 /dev/zero | tr '\\0' x";
+    let (outcome, details) = Bench::new().script(&format!("{flood} & {flood} >&2; wait; exit 5"), |_| {});
+    assert_eq!(outcome, Outcome::failed("Job exited with status: 5, in step h"));
+    assert_eq!((details["stdout"].as_str(), details["stderr"].len()), ("x".repeat(1024).as_str(), 1024));
+}
+
+#[test]
 fn standard_output_is_told_only_where_it_is_asked_for() {
     let bench = Bench::new();
     bench.handler("h", "echo out; echo err >&2");
