@@ -1,8 +1,8 @@
 //! General jobs with a step that installs an image: over the reboot and back.
 
 use otandem_core::boot::SetId;
-use otandem_lab::{Direction, Force, HttpFault, Position, Rule, Status};
-use otandem_system_tests::device::{Reboots, Script};
+use otandem_lab::{Direction, Force, HttpFault, MqttFault, Operation, Position, Rule, Status};
+use otandem_system_tests::device::{Heard, Reboots, Script};
 use otandem_system_tests::pack::Packing;
 use otandem_system_tests::world::{LIMIT, Published, World};
 use otandem_system_tests::{Health, Image};
@@ -186,5 +186,32 @@ fn a_device_whose_updates_are_misconfigured_fails_the_step_and_says_why() {
     let reason = world.details("job")["reason"].clone();
     assert!(reason.ends_with(", in step install"), "{reason}");
     assert_eq!(ran(&world), (1, 0));
+    world.finish();
+}
+
+#[test]
+fn the_calls_of_a_device_without_daemon_leave_a_job_that_goes_on_to_the_daemon() {
+    let world = World::with(|spec| spec.with("update", "require-cloud", "false"));
+    world.device.script(Script::Handler("stop"), "tell stop\n").unwrap();
+    world.device.script(Script::Handler("start"), "tell start\n").unwrap();
+    world.device.script(Script::Hook("post-confirm"), "tell confirmed\n").unwrap();
+    world.device.reboots(Reboots::ByHand);
+    let (_, published) = image(&world, Health::Good);
+    world.job("job", &document(&published));
+    world.device.wait("the reboot", LIMIT, |heard| (heard.reboots_due > 0).then_some(())).unwrap();
+    // The document does not come back, and the agent ends while its job waits for it.
+    world.lab.fault(Rule::always(MqttFault::DropAnswer(Operation::StartNext)));
+    world.device.reboot().unwrap();
+    let confirmed = |heard: &Heard| heard.events.iter().any(|e| e == "confirmed").then_some(());
+    world.device.wait("the confirmation", LIMIT, confirmed).unwrap();
+    let job = world.device.status().unwrap()["job"].clone();
+    assert_eq!((&job["state"], &job["step"]), (&json!("waiting"), &json!(3)));
+    world.device.stop_agent().unwrap();
+    world.lab.clear_faults();
+    world.device.run(&["fota", "handle", "--force"], 0).unwrap();
+    assert_eq!((ran(&world), statuses(&world, "job")), ((1, 0), vec!["IN_PROGRESS".into()]));
+    world.device.start_agent().unwrap();
+    world.expect_end("job", Status::Succeeded, "Job exited with status: 0");
+    assert_eq!(ran(&world), (1, 1));
     world.finish();
 }

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::PROGRESS;
 use super::conditions::Facts;
 use super::document::{self, JobDocument, JobPlan, OldSchema};
-use super::running::RunningJob;
+use super::running::{PROGRESS, RunningJob};
 use super::wire::{Details, Execution};
 use crate::fota::{self, Document};
 use crate::image::Image;

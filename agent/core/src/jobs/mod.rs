@@ -28,8 +28,6 @@ use wire::{Answer, Details, Execution, Inbound};
 
 /// Entry of statusDetails that names the phase of the update.
 pub const PHASE: &str = "phase";
-/// Entry of statusDetails that says which step of a general job runs.
-pub const PROGRESS: &str = "progress";
 /// How long an answer is waited for.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A request without an answer is sent again after a random time up to this, doubling from 2 s.

@@ -7,6 +7,8 @@ use crate::jobs::verdict;
 use crate::jobs::wire::Details;
 use crate::update::{JobKey, Outcome};
 
+/// Entry of statusDetails that says which step runs.
+pub const PROGRESS: &str = "progress";
 /// Characters of a step's name that the record keeps.
 const NAME_KEPT: usize = 64;
 

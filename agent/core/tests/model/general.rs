@@ -1,10 +1,9 @@
 //! General jobs with a step that installs: the thread that runs their steps, and what the session does for them. What a
 //! document means is asked of the product itself.
 
-use otandem_core::jobs::PROGRESS;
 use otandem_core::jobs::document::OldSchema;
 use otandem_core::jobs::intake::{self, GeneralRules, JobRules};
-use otandem_core::jobs::running::RunningJob;
+use otandem_core::jobs::running::{PROGRESS, RunningJob};
 use otandem_core::jobs::wire::{Details, Execution};
 use otandem_core::machine::{Event, InstallStep, JobEvent};
 use otandem_core::plan::Layout;

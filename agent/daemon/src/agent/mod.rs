@@ -233,7 +233,9 @@ impl Agent {
                 if told && self.machine.reset_due() {
                     Some(Ended::ResetDue)
                 } else {
-                    (told && idle && self.machine.ready()).then_some(Ended::Done)
+                    // A general job that goes on is the daemon's.
+                    let waits = self.machine.kept() && self.machine.interrupted_job().is_some();
+                    (told && idle && (self.machine.ready() || waits)).then_some(Ended::Done)
                 }
             }
         }

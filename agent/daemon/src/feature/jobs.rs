@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use otandem_core::fota;
 use otandem_core::jobs::intake::{GeneralRules, Intake, JobRules, fresh_images, general, intake, time_left};
+use otandem_core::jobs::running::PROGRESS;
 use otandem_core::jobs::wire::{Details, Execution, detail, subscriptions};
-use otandem_core::jobs::{Desk, Identity, Output, PHASE, PROGRESS};
+use otandem_core::jobs::{Desk, Identity, Output, PHASE};
 use otandem_core::machine::{Cloud, Event, JobEvent, Machine};
 use otandem_core::record::State;
 use otandem_core::seal;
@@ -178,6 +179,8 @@ impl Jobs {
         let key = execution.key.clone();
         let program = match &self.others {
             Others::Run(rules) => return self.general(context, execution, rules),
+            // Begun by the daemon, which goes on with it.
+            _ if context.machine.interrupted_job().is_some_and(|job| job.key == key) => return,
             Others::Callback(program) => program,
             Others::Refuse => {
                 let reason =
