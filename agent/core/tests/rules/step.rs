@@ -6,7 +6,7 @@ use otandem_core::boot::SetId;
 use otandem_core::machine::{Cloud, Event, JobEvent};
 
 use super::{Firmware, actions, device, finish, go_to, in_order, last_reason, told};
-use crate::model::{Status, World};
+use crate::model::{Fault, FaultKind, Status, World};
 
 /// A device with such a job, its update in `phase`.
 fn device_in(phase: &str, like: Firmware) -> (World, usize) {
@@ -228,4 +228,32 @@ fn after_the_reboot_of_a_step_the_installation_waits_until_the_running_set_is_se
     assert_eq!(begun(&world), [0], "nothing is installed from a set that is not settled");
     finish(&mut world);
     assert_eq!((told(&world, job), begun(&world)), ("SUCCEEDED", vec![0, 1, 2]));
+}
+
+#[test]
+fn power_cut_at_any_action_ends_the_job_once_and_truly() {
+    for after in 0..40 {
+        for kind in [FaultKind::CutBefore, FaultKind::CutAfter, FaultKind::CutTorn] {
+            let mut world = device();
+            let firmware = world.firmware(Firmware::good(0));
+            let job = world.new_general_job(firmware);
+            world.fault = Some(Fault { after, kind });
+            for _ in 0..200 {
+                if world.is_over() || !world.goes_on() {
+                    break;
+                }
+            }
+            world.calm_down();
+            let (end, steps) = (told(&world, job), begun(&world));
+            assert!(matches!(end, "SUCCEEDED" | "FAILED"), "{after} {kind:?}: {end}");
+            if end == "SUCCEEDED" {
+                assert_eq!(world.running(), Some(firmware), "{after} {kind:?}");
+                assert_eq!(steps.last(), Some(&2), "{after} {kind:?}: {steps:?}");
+            }
+            for step in [0, 2] {
+                let times = steps.iter().filter(|s| **s == step).count();
+                assert!(times <= 1, "{after} {kind:?}: step {step} began {times} times");
+            }
+        }
+    }
 }
