@@ -216,6 +216,8 @@ impl World {
                 self.goes_on();
             }
             Step::Talk => {
+                // A new session, or a hint of the cloud, is a reason to ask again.
+                self.asking |= self.machine.as_ref().is_some_and(|m| m.interrupted_job().is_some());
                 self.talk();
             }
             Step::StepsGoOn => {

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use otandem_core::boot::SetId;
+use otandem_core::jobs::wire::Details;
 use otandem_core::machine::{Cloud, Event, JobEvent};
+use otandem_core::update::Outcome;
 
 use super::{Firmware, actions, device, finish, go_to, in_order, last_reason, told};
 use crate::model::{Fault, FaultKind, Status, World};
@@ -256,4 +258,62 @@ fn power_cut_at_any_action_ends_the_job_once_and_truly() {
             }
         }
     }
+}
+
+/// Its update is confirmed, and the disk takes no save any more since then.
+fn confirmed_and_unsaved() -> (World, usize) {
+    let (mut world, job) = device_in("trial", Firmware::good(0));
+    // The intent to confirm and the confirmation go well, the end of it does not. Anything else comes before.
+    while world.phase() == "trial" {
+        world.fault = Some(Fault { after: 2, kind: FaultKind::NotDone });
+        assert!(world.goes_on());
+    }
+    world.disk_broken = true;
+    assert!(world.phase() == "idle" && world.agent().unsaved());
+    (world, job)
+}
+
+#[test]
+fn no_step_begins_before_the_end_of_the_installation_is_saved() {
+    let (mut world, job) = confirmed_and_unsaved();
+    world.asking = true;
+    world.talk();
+    assert_eq!((begun(&world), world.record().outbox.len()), (vec![0], 0));
+    world.disk_broken = false;
+    finish(&mut world);
+    assert_eq!((told(&world, job), begun(&world)), ("SUCCEEDED", vec![0, 2]));
+}
+
+#[test]
+fn nothing_is_told_of_a_job_while_the_disk_still_holds_its_update() {
+    let (mut world, job) = confirmed_and_unsaved();
+    // Its document has become another one, which is wrong.
+    let (key, outcome) = (world.jobs[job].key.clone(), Outcome::rejected("wrong"));
+    world.feed(Event::Job(JobEvent::Ended { key, outcome, details: Details::new() }));
+    assert_eq!(
+        world.agent().sendable().count(),
+        0,
+        "a restart would find the update, and come to another end"
+    );
+    world.talk();
+    world.disk_broken = false;
+    world.reset();
+    finish(&mut world);
+    assert_eq!(told(&world, job), "SUCCEEDED");
+}
+
+#[test]
+fn job_that_waits_outlives_a_reset_of_the_boot_environment() {
+    let (mut world, job) = device_in("trial", Firmware::good(0));
+    while world.phase() != "idle" {
+        assert!(world.goes_on());
+    }
+    world.env.reset();
+    world.reset();
+    assert_eq!(world.booted, Some(SetId::A), "the order is restored from there");
+    world.asking = true;
+    world.talk();
+    assert_eq!((begun(&world), world.record().outbox.len()), (vec![0], 0));
+    finish(&mut world);
+    assert_eq!((told(&world, job), begun(&world), world.booted), ("SUCCEEDED", vec![0, 2], Some(SetId::B)));
 }
