@@ -252,7 +252,8 @@ pub struct Record {
     /// How often each slot was written, by `set.slot`: outlives what the slot held.
     #[serde(default)]
     pub installs: BTreeMap<String, u32>,
-    /// The general job that runs.
+    /// The general job under way. Where `state` is an update of this very job, that is its step; what it installed stands
+    /// in `set`. Members that older agents do not write have defaults that mean what they did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub job: Option<RunningJob>,
     /// How the last update ended, for `status`.

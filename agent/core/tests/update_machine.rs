@@ -117,6 +117,8 @@ fn histories_come_to_every_kind_of_end() {
             note("failed", world.status(job) == Status::Told("FAILED"));
             note("rejected", world.status(job) == Status::Told("REJECTED"));
             note("ended by the cloud", world.status(job) == Status::Ended);
+            let steps = world.jobs[job].steps && !world.jobs[job].ignores;
+            note("succeeded in steps", steps && world.status(job) == Status::Told("SUCCEEDED"));
         }
         let Some(record) = world.machine.as_ref().map(otandem_core::machine::Machine::record) else {
             continue;
@@ -126,6 +128,12 @@ fn histories_come_to_every_kind_of_end() {
         let reasons: Vec<String> = reasons.collect();
         let said = |start: &str| reasons.iter().any(|r| r.starts_with(start));
         note("rolled back", said("rolled back"));
+        let in_step =
+            |start: &str| reasons.iter().any(|r| r.starts_with(start) && r.ends_with(", in step install"));
+        note("step rolled back", in_step("rolled back"));
+        note("step failed", in_step("digest mismatch"));
+        note("interrupted", said("interrupted by restart"));
+        note("job lost", said("interrupted, and the record"));
         note("not tried", said("bootloader did not try"));
         note("state lost", said("state lost"));
         note("not armed", said("not armed"));

@@ -15,6 +15,8 @@ mod job;
 mod people;
 #[path = "rules/record.rs"]
 mod record;
+#[path = "rules/step.rs"]
+mod step;
 #[path = "rules/trial.rs"]
 mod trial;
 

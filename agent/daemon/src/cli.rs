@@ -230,6 +230,9 @@ pub struct RunJob {
     /// What the programs of the job are told as its name
     #[arg(long, value_name = "NAME", default_value = "local")]
     pub job_id: String,
+    /// Run it even beside a job or an update that is under way, and let others begin beside it
+    #[arg(long)]
+    pub beside: bool,
 }
 
 /// `otandem config`

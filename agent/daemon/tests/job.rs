@@ -18,8 +18,13 @@ impl Desk {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o700)).unwrap();
-        fs::write(dir.path().join("otandem.toml"), "[jobs.attributes]\nregion = 'north'\n").unwrap();
-        Self { dir }
+        let desk = Self { dir };
+        desk.config("[jobs.attributes]\nregion = 'north'\n");
+        desk
+    }
+
+    fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     fn handler(&self, name: &str, text: &str) {
@@ -38,7 +43,9 @@ impl Desk {
     }
 
     fn config(&self, text: &str) {
-        fs::write(self.dir.path().join("otandem.toml"), text).unwrap();
+        let socket = self.dir.path().join("control.sock");
+        let own = format!("[update]\nstate-dir = {:?}\n[control]\nsocket = {socket:?}\n", self.state());
+        fs::write(self.dir.path().join("otandem.toml"), own + text).unwrap();
     }
 
     fn otandem(&self, args: &[&str], stdin: &str) -> Output {
@@ -162,13 +169,49 @@ fn a_firmware_document_is_sent_to_its_own_command() {
 }
 
 #[test]
+fn a_document_that_installs_is_sent_to_other_commands() {
+    let desk = Desk::new();
+    let image = json!({"url":"https://h/i","sha256":"ab".repeat(32)});
+    let install = json!({"action":{"name":"n","type":"installImage","input":{"image":image}}});
+    let document = json!({"version":"1.0","steps":[install]});
+    assert_eq!(desk.plan(&document).1["steps"][0]["type"], "installImage");
+    let output = desk.otandem(&["job", "run", "-"], &document.to_string());
+    assert_eq!(output.status.code(), Some(64));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("`otandem install FILE`") && said.contains("`otandem fota handle FILE`"), "{said}");
+}
+
+#[test]
+fn no_job_runs_beside_another_command_that_has_the_state_unless_it_is_said() {
+    let desk = Desk::new();
+    desk.handler("h", "exit 0");
+    assert_eq!(desk.run(&handler("h")).1["status"], "SUCCEEDED");
+    assert!(!desk.state().exists(), "a device without state gets none by this");
+    let state = otandem_device::state::StateDir::open(&desk.state()).unwrap();
+    let lock = state.lock().unwrap();
+    let handlers = desk.handlers();
+    let args = ["job", "run", "-", "--handler-directory", handlers.to_str().unwrap()];
+    let document = handler("h").to_string();
+    let output = desk.otandem(&args, &document);
+    assert_eq!(output.status.code(), Some(75));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("is in use by") && said.contains("--beside"), "{said}");
+    assert_eq!(
+        answer(&desk.otandem(&[&args[..], &["--beside"]].concat(), &document)).1["status"],
+        "SUCCEEDED"
+    );
+    drop(lock);
+    assert_eq!(answer(&desk.otandem(&args, &document)).1["status"], "SUCCEEDED");
+}
+
+#[test]
 fn an_interrupt_ends_what_runs_and_the_job_has_failed() {
     let desk = Desk::new();
     desk.handler("h", "echo up >&2; exec sleep 1000");
     let document = json!({"operation":"h","path":"default"}).to_string();
     fs::write(desk.dir.path().join("doc.json"), document).unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_otandem"))
-        .args(["job", "run", "doc.json", "--handler-directory", "handlers"])
+        .args(["--config", "otandem.toml", "job", "run", "doc.json", "--handler-directory", "handlers"])
         .current_dir(desk.dir.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -249,4 +292,28 @@ fn the_handlers_directory_is_named_from_anywhere() {
     let output = desk.otandem(&["job", "run", "d.json", "--handler-directory", "handlers"], "");
     assert_eq!(answer(&output).1["status"], "SUCCEEDED");
     assert!(Path::new(SHIPPED).exists());
+}
+
+#[test]
+fn a_command_of_a_user_who_may_not_be_become_fails_and_never_runs_as_the_agent() {
+    use std::os::unix::process::CommandExt;
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let document = json!({"version":"1.0","includeStdOut":true,"steps":[{"action":{"name":"n","type":"runCommand",
+        "runAsUser":"root","input":{"command":"/bin/echo,ran"}}}]});
+    fs::write(dir.path().join("d.json"), document.to_string()).unwrap();
+    fs::write(dir.path().join("otandem.toml"), "[control]\nsocket = '/nonexistent/sock'\n").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_otandem"));
+    if nix::unistd::geteuid().is_root() {
+        // Where the build is, that user may not look.
+        let copy = dir.path().join("otandem");
+        fs::copy(env!("CARGO_BIN_EXE_otandem"), &copy).unwrap();
+        command = Command::new(copy);
+        command.uid(65534).gid(65534);
+    }
+    let args = ["--config", "otandem.toml", "job", "run", "d.json", "--beside"];
+    let output = command.args(args).current_dir(dir.path()).stdin(Stdio::null()).output().unwrap();
+    let (exit, status) = answer(&output);
+    assert_eq!((exit, status["status"].as_str()), (Some(1), Some("FAILED")), "{status}");
+    assert_eq!(status["statusDetails"].get("stdout"), None, "{status}");
 }

@@ -65,10 +65,10 @@ fn documents_that_are_wrong_or_for_others_are_rejected_and_the_next_is_served() 
     others["conditions"] =
         json!([{"key": "bootedSet", "value": ["A"]}, {"key": "thingName", "value": ["device"]}]);
     world.run("ours", &others, Status::Succeeded, "");
-    let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32)});
+    let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32), "compatible": "another"});
     let install = json!({"version": "1.0", "steps": [
         step("one"), {"action": {"name": "n", "type": "installImage", "input": {"image": image}}}]});
-    world.run("install", &install, Status::Rejected, "installImage");
+    world.run("install", &install, Status::Rejected, "the image is for \"another\"");
     assert_eq!(told(&world, "ran"), 1, "nothing of a rejected document runs");
     world.finish();
 }
@@ -254,5 +254,120 @@ fn the_time_limit_of_the_service_ends_the_process_as_well() {
     world.lab.advance(minute * 2);
     world.expect_end("next", Status::Succeeded, "");
     world.wait_status("slow", Status::TimedOut);
+    world.finish();
+}
+
+#[test]
+fn the_job_that_runs_is_in_the_status_of_the_device() {
+    let world = world(&[("one", "true\n"), ("two", "gate here\n")]);
+    world.device.make_gate("here").unwrap();
+    assert_eq!(world.device.status().unwrap()["job"], Value::Null);
+    world.job("long", &steps(&["one", "two"]));
+    world.wait_gate("here");
+    let job = world.device.status().unwrap()["job"].clone();
+    let shown = ["id", "execution", "state", "step", "steps", "name"].map(|member| job[member].clone());
+    assert_eq!(json!(shown), json!(["long", 1, "running", 2, 2, "two"]));
+    assert!(job["since"].as_u64().is_some_and(|since| since > 1_700_000_000), "{job}");
+    let text = world.device.run(&["status"], 0).unwrap();
+    assert!(text.contains("job:        long, step 2/2: two, running, for "), "{text}");
+    world.device.open_gate("here").unwrap();
+    world.expect_end("long", Status::Succeeded, "");
+    assert_eq!(world.device.status().unwrap()["job"], Value::Null);
+    world.finish();
+}
+
+#[test]
+fn a_job_by_hand_runs_beside_no_other_unless_it_is_said() {
+    let world = world(&[("one", "gate here\n"), ("quick", "tell quick\n")]);
+    world.device.make_gate("here").unwrap();
+    world.job("cloud", &steps(&["one"]));
+    world.wait_gate("here");
+    let document = steps(&["quick"]).to_string();
+    let refused = world.device.run_fed(&["job", "run", "-"], document.as_bytes(), 75).unwrap();
+    assert!(refused.contains("job cloud (execution 1) is under way: step 1/1: one"), "{refused}");
+    assert!(refused.contains("--beside") && told(&world, "quick") == 0, "{refused}");
+    world.device.run_fed(&["job", "run", "-", "--beside"], document.as_bytes(), 0).unwrap();
+    assert_eq!(told(&world, "quick"), 1);
+    world.device.open_gate("here").unwrap();
+    world.expect_end("cloud", Status::Succeeded, "");
+    world.device.run_fed(&["job", "run", "-"], document.as_bytes(), 0).unwrap();
+    assert_eq!(told(&world, "quick"), 2);
+    world.finish();
+}
+
+/// Lets the job by hand go on in the end.
+struct Opens<'a>(&'a World);
+
+impl Drop for Opens<'_> {
+    fn drop(&mut self) {
+        self.0.device.open_gate("hand").unwrap();
+    }
+}
+
+#[test]
+fn what_the_cloud_gives_waits_until_a_job_by_hand_is_over() {
+    let world = world(&[("hand", "gate hand; tell over\n"), ("quick", "tell quick\n")]);
+    world.device.make_gate("hand").unwrap();
+    let (by_hand, quick) = (steps(&["hand"]).to_string(), steps(&["quick"]).to_string());
+    std::thread::scope(|threads| {
+        // A failure must not leave the thread at the gate.
+        let opens = Opens(&world);
+        let hand = threads.spawn(|| world.device.run_fed(&["job", "run", "-"], by_hand.as_bytes(), 0));
+        world.wait_gate("hand");
+        world.job("cloud", &steps(&["quick"]));
+        let image = world.image("2.0", Health::Good);
+        world.job("update", &world.publish(&image, Packing::Zstd).document);
+        world.wait_lab("the news of the jobs", |lab| {
+            lab.messages(Direction::Out, "/notify-next")
+                .any(|e| e.json().get("execution").is_some())
+                .then_some(())
+        });
+        let second = world.device.run_fed(&["job", "run", "-"], quick.as_bytes(), 75).unwrap();
+        assert!(second.contains("another job is run by hand"), "{second}");
+        let update = world.device.run(&["mark", "active", "other"], 75).unwrap();
+        assert!(update.contains("a job is run by hand"), "{update}");
+        assert_eq!(told(&world, "quick"), 0);
+        drop(opens);
+        let said = hand.join().unwrap().unwrap();
+        assert!(said.contains("SUCCEEDED"), "{said}");
+    });
+    world.expect_end("cloud", Status::Succeeded, "");
+    world.expect_end("update", Status::Succeeded, "set B");
+    let order: Vec<_> = world.device.look(|heard| {
+        heard.events.iter().filter(|e| ["over", "quick"].contains(&e.as_str())).cloned().collect()
+    });
+    assert_eq!(order, ["over", "quick"]);
+    world.finish();
+}
+
+#[test]
+fn what_is_gone_when_its_turn_comes_costs_one_job_and_the_next_one_runs() {
+    let world = world(&[("one", "gate here\n"), ("gone", "tell gone\n"), ("last", "tell last\n")]);
+    world.device.make_gate("here").unwrap();
+    world.job("first", &steps(&["one"]));
+    world.wait_gate("here");
+    world.job("without-handler", &steps(&["gone"]));
+    world.job("deleted", &steps(&["last"]));
+    world.job("last", &steps(&["last"]));
+    world.device.folder().remove_script(Script::Handler("gone")).unwrap();
+    world.lab.delete_job("deleted", Force::Yes).unwrap();
+    world.device.open_gate("here").unwrap();
+    world.expect_end("without-handler", Status::Failed, "Job not started: ");
+    world.expect_end("last", Status::Succeeded, "");
+    assert_eq!((told(&world, "gone"), told(&world, "last")), (0, 1));
+    world.finish();
+}
+
+#[test]
+fn a_job_goes_on_while_the_broker_is_away_and_is_told_when_it_is_back() {
+    let world = world(&[("one", "tell begins; gate here\n")]);
+    world.device.make_gate("here").unwrap();
+    world.job("job", &steps(&["one"]));
+    world.wait_gate("here");
+    world.lab.kick(&world.thing);
+    world.wait_connected(2);
+    world.device.open_gate("here").unwrap();
+    world.expect_end("job", Status::Succeeded, "Job exited with status: 0");
+    assert_eq!(told(&world, "begins"), 1);
     world.finish();
 }

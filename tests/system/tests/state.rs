@@ -286,3 +286,54 @@ fn state_that_became_read_only_rolls_the_trial_back() {
     world.device.power_off().unwrap();
     world.finish();
 }
+
+#[test]
+fn a_job_that_fills_the_disk_of_the_state_ends_truly_and_the_next_one_runs() {
+    let world = World::off(|spec| spec);
+    let state = world.device.folder().path("state");
+    let Some(tmpfs) = Tmpfs::mount(state, "2M") else {
+        eprintln!("skipped: mounting a tmpfs needs root");
+        return;
+    };
+    let full = tmpfs.0.join("full");
+    let fills = format!("cat /dev/zero >'{}' || exit 3\n", full.display());
+    world.device.script(Script::Handler("fills"), &fills).unwrap();
+    world.device.script(Script::Handler("next"), "tell next\n").unwrap();
+    world.device.power_on().unwrap();
+    world.wait_connected(1);
+    let job = |handler: &str| serde_json::json!({"operation": handler, "path": "default", "allowStdErr": 9});
+    world.run("fills", &job("fills"), Status::Failed, "Job exited with status: 3, in step fills");
+    assert!(fs::metadata(&full).unwrap().len() > 1 << 20);
+    world.run("next", &job("next"), Status::Succeeded, "Job exited with status: 0");
+    world.device.power_off().unwrap();
+    world.finish();
+}
+
+#[test]
+fn a_state_directory_that_is_refused_fails_every_job_and_the_next_one_is_served_when_it_is_right() {
+    use std::os::unix::fs::PermissionsExt;
+    let world = World::new();
+    world.device.script(Script::Handler("one"), "tell one\n").unwrap();
+    let state = world.device.folder().path("state");
+    let mode = |mode| fs::set_permissions(&state, fs::Permissions::from_mode(mode)).unwrap();
+    world.device.stop_agent().unwrap();
+    mode(0o777);
+    world.device.start_agent().unwrap();
+    world.wait_connected(2);
+    let job = serde_json::json!({"operation": "one", "path": "default"});
+    world.job("refused", &job);
+    world.expect_end("refused", Status::Failed, "saved");
+    let image = world.image("2.0", Health::Good);
+    world.job("update", &world.publish(&image, Packing::Zstd).document);
+    world.expect_end("update", Status::Failed, "saved");
+    assert!(
+        world.device.look(|heard| heard.events.is_empty()),
+        "a job ran that nobody could have remembered"
+    );
+    world.device.stop_agent().unwrap();
+    mode(0o700);
+    world.device.start_agent().unwrap();
+    world.job("next", &job);
+    world.expect_end("next", Status::Succeeded, "status: 0");
+    world.finish();
+}

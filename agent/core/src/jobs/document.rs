@@ -66,6 +66,15 @@ impl JobPlan {
         self.steps.iter().chain(&self.final_step)
     }
 
+    /// The step that installs images, and its place.
+    #[must_use]
+    pub fn install_step(&self) -> Option<(usize, &Step, &fota::Document)> {
+        self.all_steps().enumerate().find_map(|(at, step)| match &step.action {
+            Action::Install { document } => Some((at, step, document)),
+            _ => None,
+        })
+    }
+
     /// Whether this device is meant.
     ///
     /// # Errors
@@ -207,6 +216,10 @@ pub fn parse(document: &Value, old: OldSchema) -> Result<JobDocument, Outcome> {
         }
         None => (Schema::Operation, vec![operation(&top, old)?], None),
     };
+    let installs = |step: &&Step| matches!(step.action, Action::Install { .. });
+    if steps.iter().chain(&final_step).filter(installs).count() > 1 {
+        return Err(top.wrong("steps", "more than one installImage: give each image set a job of its own"));
+    }
     Ok(JobDocument::Plan(JobPlan {
         schema,
         include_stdout: top.is_true("includeStdOut", AlsoBoolean::Yes),
@@ -269,13 +282,18 @@ fn step(map: &Map<String, Value>, at: &str) -> Result<Option<Step>, Outcome> {
             return Err(action.wrong("type", &why));
         }
     };
+    let time_limit = action.own_seconds("timeoutSeconds")?.map(Duration::from_secs);
+    if time_limit.is_some() && matches!(does, Action::Install { .. }) {
+        let why = "an installation has the limits of updates (update.download-timeout, health-timeout, cloud-timeout)";
+        return Err(action.wrong("timeoutSeconds", why));
+    }
     Ok(Some(Step {
         name,
         action: does,
         run_as_user: user(&action)?,
         ignore_failure: action.is_true("ignoreStepFailure", AlsoBoolean::No),
         allow_stderr: action.count("allowStdErr")?,
-        time_limit: action.own_seconds("timeoutSeconds")?.map(Duration::from_secs),
+        time_limit,
     }))
 }
 

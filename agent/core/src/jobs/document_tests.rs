@@ -221,6 +221,25 @@ fn an_install_step_takes_the_images_of_a_fota_document() {
 }
 
 #[test]
+fn what_an_install_step_cannot_mean_is_refused() {
+    let image = json!({"url":"https://h/i","sha256":"ab".repeat(32)});
+    let install = json!({"action": {"name":"n","type":"installImage","input":{"image":image}}});
+    let two = json!({"version":"1.0","steps":[install],"finalStep":install});
+    assert!(refusal(&two).contains("steps: more than one installImage"), "{}", refusal(&two));
+    let mut limited = json!({"version":"1.0","steps":[install]});
+    assert_eq!(
+        plan(&limited).install_step().map(|(at, step, _)| (at, step.name.clone())),
+        Some((0, "n".into()))
+    );
+    limited["steps"][0]["action"]["timeoutSeconds"] = json!(60);
+    let why = refusal(&limited);
+    assert!(
+        why.contains("steps[0].action.timeoutSeconds: an installation has the limits of updates"),
+        "{why}"
+    );
+}
+
+#[test]
 fn conditions_are_read_or_refused_never_passed_over() {
     let when = |conditions: Value| with(|d| d["conditions"] = conditions);
     let facts = Facts::from([("thingName".into(), "t".into())]);

@@ -34,6 +34,17 @@ impl Output {
     }
 }
 
+/// Details that were told in two parts, as one: the end of each stream.
+#[must_use]
+pub fn joined(mut earlier: Details, later: Details) -> Details {
+    for (name, text) in later {
+        let kept = earlier.entry(name).or_default();
+        kept.push_str(&text);
+        *kept = end_of(kept);
+    }
+    earlier
+}
+
 fn append(kept: &mut String, more: &str) {
     kept.push_str(more);
     let mut surplus = kept.len().saturating_sub(KEPT);
@@ -121,6 +132,16 @@ mod tests {
         let details = output.details(true);
         assert_eq!((details["stdout"].as_str(), details["stderr"].as_str()), ("one\ntwo\n", "err\n"));
         assert!(Output::default().details(true).is_empty());
+    }
+
+    #[test]
+    fn parts_of_a_job_are_told_as_one() {
+        let part = |text: &str| Details::from([("stderr".to_owned(), text.to_owned())]);
+        assert_eq!(joined(part("one\n"), part("two\n")), part("one\ntwo\n"));
+        assert_eq!(joined(part("one\n"), Details::new()), part("one\n"));
+        let long = joined(part(&"a".repeat(1024)), part("end"));
+        assert_eq!(long["stderr"].chars().count(), 1024);
+        assert!(long["stderr"].ends_with("aend"));
     }
 
     #[test]

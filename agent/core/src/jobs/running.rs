@@ -2,9 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::boot::SetId;
 use crate::jobs::verdict;
+use crate::jobs::wire::Details;
 use crate::update::{JobKey, Outcome};
 
+/// Entry of statusDetails that says which step runs.
+pub const PROGRESS: &str = "progress";
 /// Characters of a step's name that the record keeps.
 const NAME_KEPT: usize = 64;
 
@@ -28,6 +32,21 @@ pub struct RunningJob {
     /// The cloud ended it by itself: it is being stopped, and nobody is told how it ends.
     #[serde(default)]
     pub closed: bool,
+    /// The step has not begun: it does when the job's document is here again.
+    #[serde(default)]
+    pub waits: bool,
+    /// The step installs images, and the job goes on even where that fails.
+    #[serde(default)]
+    pub ignore_failure: bool,
+    /// The set that a step of it installed: the steps behind it are for that one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set: Option<SetId>,
+    /// When the job began here, in seconds since 1970 by the device's clock; for display only.
+    #[serde(default)]
+    pub since: u64,
+    /// What the programs of the steps before an installation wrote; told with the end of the job.
+    #[serde(default, skip_serializing_if = "Details::is_empty")]
+    pub details: Details,
 }
 
 impl RunningJob {
@@ -37,6 +56,15 @@ impl RunningJob {
         self.step = step;
         self.name = name.chars().take(NAME_KEPT).collect();
         self
+    }
+
+    /// The step behind this one, which has not begun. `after`: what came before it, since its name is in the document
+    /// alone. `None`: this was the last one.
+    #[must_use]
+    pub fn next(mut self, after: &str) -> Option<Self> {
+        let step = self.step.saturating_add(1);
+        (self.waits, self.ignore_failure) = (true, false);
+        (step < self.steps).then(|| self.at(step, after))
     }
 
     /// Where it stands, for people.
@@ -53,8 +81,8 @@ pub enum Interrupted {
     Ended(Outcome),
     /// It is taken again from its first step.
     Again,
-    /// It asked for the reboot that has happened: this step is next.
-    GoesOn(usize),
+    /// Its next step has not begun, or it asked for the reboot that has happened: so it goes on.
+    GoesOn(RunningJob),
 }
 
 /// Decides. `boot_id` is that of now; `asked_for_reboot`: the step that ran had said that it reboots the device.
@@ -64,13 +92,12 @@ pub fn interrupted(job: &RunningJob, boot_id: &str, asked_for_reboot: bool) -> I
     if job.closed {
         return Interrupted::Ended(Outcome::failed("dropped here when the cloud ended the job"));
     }
+    if job.waits {
+        return Interrupted::GoesOn(job.clone());
+    }
     if rebooted && asked_for_reboot {
-        let next = job.step.saturating_add(1);
-        return if next < job.steps {
-            Interrupted::GoesOn(next)
-        } else {
-            Interrupted::Ended(Outcome::succeeded("the device rebooted, as the job asked"))
-        };
+        let over = || Interrupted::Ended(Outcome::succeeded("the device rebooted, as the job asked"));
+        return job.clone().next("after the reboot").map_or_else(over, Interrupted::GoesOn);
     }
     if job.rerunnable {
         return Interrupted::Again;
@@ -86,9 +113,21 @@ mod tests {
     fn job(step: usize, rerunnable: bool) -> RunningJob {
         let key =
             JobKey { endpoint: "e".into(), thing: "t".into(), job: "j".into(), execution: 1, queued_at: 1 };
-        let name = String::new();
-        RunningJob { key, boot_id: "b1".into(), step: 0, steps: 2, name, rerunnable, closed: false }
-            .at(step, "reboot")
+        RunningJob {
+            key,
+            boot_id: "b1".into(),
+            step: 0,
+            steps: 2,
+            name: String::new(),
+            rerunnable,
+            closed: false,
+            waits: false,
+            ignore_failure: false,
+            set: None,
+            since: 0,
+            details: Details::new(),
+        }
+        .at(step, "reboot")
     }
 
     #[test]
@@ -107,7 +146,23 @@ mod tests {
     fn a_job_that_reboots_succeeds_after_the_boot_id_changed_and_is_not_looped() {
         let ended = interrupted(&job(1, true), "b2", true);
         assert!(matches!(ended, Interrupted::Ended(Outcome::Succeeded { .. })), "{ended:?}");
-        assert_eq!(interrupted(&job(0, false), "b2", true), Interrupted::GoesOn(1));
+        let Interrupted::GoesOn(next) = interrupted(&job(0, false), "b2", true) else { panic!() };
+        assert_eq!((next.step, next.waits), (1, true));
+    }
+
+    #[test]
+    fn a_step_that_has_not_begun_is_not_interrupted() {
+        let waiting = RunningJob { waits: true, ..job(1, true) };
+        for boot in ["b1", "b2"] {
+            assert_eq!(interrupted(&waiting, boot, false), Interrupted::GoesOn(waiting.clone()));
+        }
+    }
+
+    #[test]
+    fn a_job_that_an_older_agent_saved_is_read() {
+        let old = r#"{"key":{"endpoint":"e","thing":"t","job":"j","execution":1,"queued-at":1},"boot-id":"b1",
+                      "step":1,"steps":2,"name":"reboot","rerunnable":true,"closed":false}"#;
+        assert_eq!(serde_json::from_str::<RunningJob>(old).unwrap(), job(1, true));
     }
 
     #[test]

@@ -139,13 +139,16 @@ impl Machine {
         let Some(update) = self.record.state.update() else { return vec![] };
         let outcome = outcome.map(Outcome::clipped);
         let (seal, origin) = (self.seal().map(|s| s.to_string()), update.origin.clone());
-        if let Some(key) = origin.job() {
+        let step = self.installing_job().is_some();
+        if step {
+            self.step_ended(outcome.clone(), seal);
+        } else if let Some(key) = origin.job() {
             let finished =
                 Finished { key: key.clone(), outcome: outcome.clone(), seal, details: Details::new() };
             let tell = origin.open_job().is_some() && outcome.is_some();
             self.record.finish(finished, tell);
         }
-        if origin != Origin::Adopted {
+        if origin != Origin::Adopted && !step {
             self.record.last.clone_from(&outcome);
         }
         self.enter(State::Idle);
@@ -166,6 +169,10 @@ impl Machine {
             None => actions.push(Action::Save),
         }
         actions.push(Action::Flush);
+        if step && self.record.job.is_some() {
+            // The next step comes with the document.
+            actions.push(Action::AskCloud);
+        }
         actions
     }
 

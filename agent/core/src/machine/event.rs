@@ -195,8 +195,37 @@ pub enum JobEvent {
         /// More for the cloud.
         details: Details,
     },
+    /// Its next step installs images, and is the update machine's to do. Ends in a further step that is next, or in
+    /// the end of the job.
+    Install(Box<InstallStep>),
+    /// As [`Cloud::Sealed`], for a job whose step the update is.
+    Sealed {
+        /// The job, at that step.
+        job: Box<RunningJob>,
+        /// The update as its document describes it.
+        update: Box<Update>,
+        /// What the device had told the cloud.
+        seal: Seal,
+    },
     /// The cloud ended it.
     Closed(JobKey, String),
+}
+
+/// A step of a general job that installs images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstallStep {
+    /// Which job.
+    pub key: JobKey,
+    /// Counted from 0.
+    pub step: usize,
+    /// Its name.
+    pub name: String,
+    /// The job goes on even where it fails.
+    pub ignore_failure: bool,
+    /// The update, or how it ends without one.
+    pub update: Result<Box<Update>, Outcome>,
+    /// What the programs of the steps before wrote.
+    pub details: Details,
 }
 
 /// What to do. Nothing else in the program has an effect on an update. `Save`, the five boot actions and `Reboot`

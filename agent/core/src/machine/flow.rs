@@ -68,13 +68,23 @@ impl Machine {
 
     // --- Idle -------------------------------------------------------------------------------------------------
 
-    pub(super) fn accept(&mut self, mut update: Update, now: Now) -> Vec<Action> {
+    pub(super) fn accept(&mut self, update: Update, now: Now) -> Vec<Action> {
         if let Some(key) = update.origin.job().filter(|k| self.record.finished(k).is_some()).cloned() {
             return self.answer_again(&key);
         }
-        if !self.ready() || self.booted() != Some(update.from) || update.from == update.target {
+        if !self.ready() || !self.is_for_here(&update) {
             return self.not_taken(&update);
         }
+        self.run.job_deadline = None;
+        self.begin(update, now)
+    }
+
+    /// The update starts from the set that runs.
+    pub(super) fn is_for_here(&self, update: &Update) -> bool {
+        self.booted() == Some(update.from) && update.from != update.target
+    }
+
+    pub(super) fn begin(&mut self, mut update: Update, now: Now) -> Vec<Action> {
         if update.origin.job().is_some() {
             // A job ends when its image has run: it cannot stop before that.
             update.then = update.then.max(Then::Arm);
@@ -82,7 +92,6 @@ impl Machine {
         self.run.alive = true;
         self.run.progress = None;
         self.run.reported = None;
-        self.run.job_deadline = None;
         self.run.disk_armed = false;
         if update.images.is_empty() {
             // To a set that is complete already: nothing to fetch, and whoever asks is there.

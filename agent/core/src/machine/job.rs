@@ -1,8 +1,8 @@
 //! General jobs: what the record keeps of the one that runs, so that it ends in exactly one outcome whatever dies.
 
-use super::event::JobEvent;
-use super::{Action, Machine, Now, Reboot, SAVE_RETRY};
+use super::{Action, Cloud, Event, JobEvent, Machine, Now, Reboot, SAVE_RETRY};
 use crate::jobs::document::JobPlan;
+use crate::jobs::output::joined;
 use crate::jobs::running::{Interrupted, RunningJob, interrupted};
 use crate::jobs::wire::Details;
 use crate::record::{Finished, State};
@@ -38,14 +38,21 @@ impl Machine {
         self.record.job.as_ref().filter(|_| self.run.job != JobRun::No)
     }
 
-    /// A general job that goes on after the reboot that it asked for, as soon as its document is here again.
+    /// A general job that goes on, after the reboot that it asked for or the installation that was its step, as soon as
+    /// its document is here again.
     #[must_use]
     pub fn interrupted_job(&self) -> Option<&RunningJob> {
-        self.record.job.as_ref().filter(|_| self.run.job == JobRun::No)
+        let waits = self.run.job == JobRun::No && self.installing_job().is_none();
+        self.record.job.as_ref().filter(|_| waits)
     }
 
-    pub(super) fn job(&mut self, event: JobEvent) -> Vec<Action> {
+    pub(super) fn job(&mut self, event: JobEvent, now: Now) -> Vec<Action> {
         match event {
+            JobEvent::Install(install) => self.install_step(*install, now),
+            JobEvent::Sealed { job, update, seal } => self.sealed_step(*job, *update, &seal, now),
+            JobEvent::Closed(key, why) if self.installing_job().is_some_and(|job| job.key == key) => {
+                self.step(Event::Cloud(Cloud::Closed(why)), now)
+            }
             JobEvent::Found { boot_id, asked_for_reboot } => self.job_found(boot_id, asked_for_reboot),
             JobEvent::Start(job, plan) => self.start_job(*job, plan),
             JobEvent::Step { step, name } => self.job_step(step, &name),
@@ -55,27 +62,46 @@ impl Machine {
     }
 
     fn job_found(&mut self, boot_id: String, asked_for_reboot: bool) -> Vec<Action> {
-        let Some(job) = self.record.job.clone().filter(|_| self.run.job == JobRun::No) else { return vec![] };
+        let Some(job) = self.interrupted_job().cloned() else { return vec![] };
         match interrupted(&job, &boot_id, asked_for_reboot) {
             Interrupted::Ended(outcome) => self.running_job_ended(&job.key, outcome, Details::new()),
             Interrupted::Again => {
                 self.record.job = None;
                 vec![Action::Save, Action::Say(format!("{}: interrupted, runs again", job.key))]
             }
-            Interrupted::GoesOn(step) => {
-                self.record.job = Some(RunningJob { boot_id, ..job }.at(step, "after the reboot"));
+            Interrupted::GoesOn(next) if next == job => vec![],
+            Interrupted::GoesOn(next) => {
+                self.record.job = Some(next);
                 vec![Action::Save]
             }
         }
     }
 
-    fn start_job(&mut self, job: RunningJob, plan: Box<JobPlan>) -> Vec<Action> {
+    fn start_job(&mut self, mut job: RunningJob, plan: Box<JobPlan>) -> Vec<Action> {
         if self.record.finished(&job.key).is_some() {
             return self.answer_again(&job.key);
         }
-        let goes_on = self.interrupted_job().is_some_and(|j| j.key == job.key);
-        if !goes_on && !self.takes_jobs() || self.record.state != State::Idle {
+        let known = self.interrupted_job().filter(|j| j.key == job.key).cloned();
+        if known.is_none() && !self.takes_jobs() || self.record.state != State::Idle {
             return vec![];
+        }
+        // One that goes on may come before the running set is settled, or before what it goes on from is saved.
+        let installs = plan.install_step().is_some_and(|(at, ..)| at >= job.step);
+        let settles = installs && !self.may_update() && self.run.untouchable.is_none();
+        let unsaved = self.run.unsaved.is_some() && self.run.disk_armed;
+        if known.is_some() && (settles || unsaved || self.leaving()) {
+            return vec![];
+        }
+        if self.run.unsaved.is_none() {
+            self.run.disk_armed = false;
+        }
+        (job.waits, job.since) = (false, self.run.wall.max(self.record.wall));
+        if let Some(known) = known {
+            if let Some(set) = known.set.filter(|set| self.booted() != Some(*set)) {
+                let why = format!("the device left set {set}, which the job had installed");
+                return self.running_job_ended(&known.key, Outcome::failed(why), Details::new());
+            }
+            (job.since, job.details, job.set) = (known.since, known.details, known.set);
         }
         self.record.job = Some(job.clone());
         self.run.job = JobRun::Begins;
@@ -92,11 +118,17 @@ impl Machine {
     }
 
     /// Late news of a job that is over already change nothing.
-    fn running_job_ended(&mut self, key: &JobKey, outcome: Outcome, details: Details) -> Vec<Action> {
+    pub(super) fn running_job_ended(
+        &mut self,
+        key: &JobKey,
+        outcome: Outcome,
+        details: Details,
+    ) -> Vec<Action> {
         let Some(job) = self.record.job.take_if(|job| job.key == *key) else { return vec![] };
         self.run.job = JobRun::No;
-        self.run.disk_armed = false;
+        self.run.job_deadline = None;
         let outcome = (!job.closed).then(|| outcome.clipped());
+        let details = joined(job.details, details);
         let told = outcome.is_some();
         if told {
             self.record.last.clone_from(&outcome);

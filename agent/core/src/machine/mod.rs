@@ -16,7 +16,7 @@
 //! `start` turns the verdict on a boot into the first actions; `flow` goes from an offer to a written set, `arm` to
 //! the reboot, `trial` to the confirmation, `end` back to the old set and to the outcome; `trouble` holds what fails
 //! and what time does; `user` is what people ask for, `job` what
-//! general jobs need to survive. `event` and `rules` are the vocabulary.
+//! general jobs need to survive, `step` the update that is a step of one. `event` and `rules` are the vocabulary.
 
 mod arm;
 mod end;
@@ -25,6 +25,7 @@ mod flow;
 mod job;
 mod rules;
 mod start;
+mod step;
 mod trial;
 mod trouble;
 mod user;
@@ -36,7 +37,8 @@ use crate::record::{Finished, Record, State};
 use crate::time::Boottime;
 use crate::update::{Origin, Outcome, Then, Update};
 
-pub use event::{Action, Cloud, Event, Evidence, Health, Hook, HookAnswer, JobEvent, Now, WrittenImage};
+pub use event::{Action, Cloud, Event, Evidence, Health, Hook, HookAnswer, InstallStep, JobEvent};
+pub use event::{Now, WrittenImage};
 use job::JobRun;
 pub use rules::{Rules, Window};
 pub use user::Verb;
@@ -206,12 +208,7 @@ impl Machine {
     /// (UPDATE-RULES 1.1).
     #[must_use]
     pub fn ready(&self) -> bool {
-        self.record.state == State::Idle
-            && self.record.job.is_none()
-            && self.run.kept
-            && self.run.unsaved.is_none()
-            && !self.run.restoring
-            && self.run.reboot == Reboot::No
+        self.record.job.is_none() && self.may_update()
     }
 
     /// Why not, for people.
@@ -220,19 +217,29 @@ impl Machine {
         if self.ready() {
             return None;
         }
+        let job = self.record.job.as_ref().filter(|_| self.record.state == State::Idle);
+        let runs = job.map(|job| format!("{} runs: {}", job.key, job.progress()));
+        Some(self.obstacle().or(runs).unwrap_or_else(|| self.unsettled()))
+    }
+
+    /// What keeps every update and job from beginning.
+    fn obstacle(&self) -> Option<String> {
         if let Some(why) = &self.run.untouchable {
             return Some(why.clone());
         }
         if self.run.unsaved.is_some() {
             return Some("the record cannot be saved: check the state directory".into());
         }
-        if self.run.restoring || self.run.reboot != Reboot::No {
-            return Some("the device is about to reboot".into());
-        }
-        if let Some(job) = &self.record.job {
-            return Some(format!("{} runs: {}", job.key, job.progress()));
-        }
-        Some(match &self.record.state {
+        self.leaving().then(|| "the device is about to reboot".into())
+    }
+
+    fn leaving(&self) -> bool {
+        self.run.restoring || self.run.reboot != Reboot::No
+    }
+
+    /// What is not settled yet.
+    fn unsettled(&self) -> String {
+        match &self.record.state {
             State::Idle => match &self.run.health {
                 Some(Health::NotYet(why) | Health::Hopeless(why)) => {
                     format!("the running set is not well: {why}")
@@ -240,7 +247,7 @@ impl Machine {
                 _ => "the running set is not settled yet".into(),
             },
             state => format!("an update is under way ({})", self.waiting().unwrap_or_else(|| state.name())),
-        })
+        }
     }
 
     /// Why nothing on this device may be touched, if so; only [`Machine::look_again`] changes it.
@@ -315,7 +322,7 @@ impl Machine {
             (_, Event::User(verb)) => self.user(verb, now),
             (_, Event::Tick) => self.tick(now),
             (_, Event::Cloud(Cloud::Acknowledged(key))) => self.acknowledged(&key),
-            (_, Event::Job(event)) => self.job(event),
+            (_, Event::Job(event)) => self.job(event, now),
 
             (Idle, Event::Offer(update)) => self.accept(*update, now),
             (Idle, Event::JobEnded(key, outcome)) => self.job_ended(key, outcome),
@@ -351,7 +358,7 @@ impl Machine {
             (Written { .. }, Event::Hook(Hook::PreReboot, answer)) => self.pre_reboot(answer, now),
             (Arming { .. }, Event::Continue) => self.armed(now),
             (Armed { .. }, Event::Cloud(Cloud::SealAcknowledged)) => self.seal_acknowledged(now),
-            (Idle, Event::Cloud(Cloud::TimeLeft(_))) => vec![],
+            (Idle, Event::Cloud(Cloud::TimeLeft(_))) if self.record.job.is_none() => vec![],
             (_, Event::Cloud(Cloud::TimeLeft(left))) => self.time_left(left, now),
 
             (Idle, Event::Cloud(Cloud::Closed(_))) => vec![],
@@ -391,7 +398,7 @@ impl Machine {
             Event::Offer(update) => self.not_taken(&update),
             Event::JobEnded(key, outcome) if self.record.state == State::Idle => self.job_ended(key, outcome),
             Event::Cloud(Cloud::Acknowledged(key)) => self.acknowledged(&key),
-            Event::Job(event) => self.job(event),
+            Event::Job(event) => self.job(event, now),
             Event::Failed(action, why) => self.job_action_failed(&action, &why, now),
             Event::Tick => self.save_for_jobs(now),
             _ => vec![],

@@ -31,7 +31,10 @@ impl Machine {
             None => {
                 let record = std::mem::take(&mut self.record);
                 let (machine, actions) = Self::start(Some(record), evidence, self.rules.clone(), now);
+                // The steps of a job run on beside all this.
+                let job = self.run.job;
                 *self = machine;
+                self.run.job = job;
                 actions
             }
             Some(why) if *why != was => vec![Action::Say(why.clone())],

@@ -27,6 +27,8 @@ impl World {
             self.answer_hook(HookAnswer::Done);
         } else if self.pipeline != Pipeline::No {
             self.pipeline_goes_on();
+        } else if self.runner.is_some() {
+            self.steps_go_on();
         } else if self.checking && running.healthy {
             self.checking = false;
             self.feed(Event::Health(Health::Passed));

@@ -1,8 +1,9 @@
 //! The cloud: one queue of jobs, and the part of the driver that talks to it.
 
 use otandem_core::boot::SetId;
-use otandem_core::image::Image;
-use otandem_core::machine::{Cloud, Event};
+use otandem_core::image::{Expect, Image};
+use otandem_core::jobs::running::RunningJob;
+use otandem_core::machine::{Cloud, Event, JobEvent};
 use otandem_core::record::State;
 use otandem_core::seal::Seal;
 use otandem_core::update::{JobKey, Origin, Outcome, Then, Update};
@@ -32,6 +33,12 @@ pub struct Job {
     pub digest_known: bool,
     pub retry: bool,
     pub then: Then,
+    /// A general job with a step that installs.
+    pub steps: bool,
+    /// It goes on even where that step fails.
+    pub ignores: bool,
+    /// What was told of its steps.
+    pub progress: Option<String>,
 }
 
 impl Job {
@@ -59,6 +66,9 @@ impl World {
             digest_known: true,
             retry: false,
             then: Then::Reboot,
+            steps: false,
+            ignores: false,
+            progress: None,
         });
         self.jobs.len() - 1
     }
@@ -71,7 +81,7 @@ impl World {
         if !recreated {
             key.execution += 1;
         }
-        self.jobs.push(Job { key, status: Status::Queued, seal: None, ..last });
+        self.jobs.push(Job { key, status: Status::Queued, seal: None, progress: None, ..last });
     }
 
     /// The cloud ends what is under way, else what waits.
@@ -103,12 +113,15 @@ impl World {
     }
 
     fn job_under_way(&self) -> Option<usize> {
-        let key = self.machine.as_ref()?.record().state.update()?.origin.open_job()?;
-        self.jobs.iter().position(|j| j.key == *key)
+        let record = self.machine.as_ref()?.record();
+        let Some(update) = record.state.update().filter(|u| u.origin != Origin::Adopted) else {
+            return self.job_of_steps();
+        };
+        self.jobs.iter().position(|j| update.origin.open_job() == Some(&j.key))
     }
 
     /// What start-next answers.
-    fn start_next(&mut self) -> Option<usize> {
+    pub fn start_next(&mut self) -> Option<usize> {
         let under_way = self.jobs.iter().position(|j| j.status == Status::InProgress);
         let next = under_way.or_else(|| self.jobs.iter().position(|j| j.status == Status::Queued))?;
         self.jobs[next].status = Status::InProgress;
@@ -163,11 +176,13 @@ impl World {
 
     /// The cloud says that the job under way ended.
     pub fn notify(&mut self) -> bool {
-        let ended = self.job_under_way().is_some_and(|job| !self.jobs[job].live());
-        if ended {
-            self.feed(Event::Cloud(Cloud::Closed("it ended".into())));
-        }
-        ended
+        let Some(job) = self.job_under_way().filter(|job| !self.jobs[*job].live()) else { return false };
+        let (steps, key) = (self.job_of_steps() == Some(job), self.jobs[job].key.clone());
+        self.feed(match steps {
+            true => Event::Job(JobEvent::Closed(key, "it ended".into())),
+            false => Event::Cloud(Cloud::Closed("it ended".into())),
+        });
+        true
     }
 
     fn send_details(&mut self) -> bool {
@@ -182,6 +197,7 @@ impl World {
         if self.jobs[job].live() {
             self.jobs[job].status = Status::InProgress;
             self.jobs[job].seal = seal.as_ref().map(ToString::to_string);
+            self.jobs[job].progress = self.record().job.as_ref().map(RunningJob::progress);
         }
         if self.loses_answers {
             return false;
@@ -197,6 +213,9 @@ impl World {
     fn ask(&mut self) -> bool {
         if !self.asking || self.loses_answers {
             return false;
+        }
+        if self.ask_for_steps() {
+            return true;
         }
         let phase = self.phase();
         if let Some(job) = self.job_under_way() {
@@ -226,12 +245,19 @@ impl World {
 
     /// Every second answer carries the document.
     fn fresh_images(&mut self, job: usize) -> Option<Vec<Image>> {
-        let Job { firmware, digest_known, .. } = self.jobs[job];
-        let image = self.image(firmware, digest_known);
+        let Job { firmware, digest_known, steps, .. } = self.jobs[job];
+        let mut image = self.image(firmware, digest_known || steps);
+        if steps {
+            image.file = Expect::default();
+        }
         self.urls.is_multiple_of(2).then(|| vec![image])
     }
 
     fn tell_seal(&mut self, job: usize) -> bool {
+        if self.jobs[job].steps {
+            self.serve_general(job);
+            return true;
+        }
         let Some(seal) = self.jobs[job].seal.as_ref().and_then(|s| s.parse::<Seal>().ok()) else {
             return false;
         };

@@ -5,6 +5,7 @@
 
 mod calm;
 mod cloud;
+mod general;
 mod judge;
 mod loader;
 mod perform;
@@ -21,6 +22,7 @@ use otandem_core::time::Boottime;
 use otandem_core::update::{JobKey, Origin, Then, Update};
 
 pub use cloud::{Job, Status};
+pub use general::Runner;
 pub use loader::{Env, FULL};
 pub use perform::{Fault, FaultKind};
 pub use steps::{Palette, Step, steps};
@@ -133,6 +135,9 @@ pub struct World {
     pub hook: Option<Hook>,
     pub checking: bool,
     pub pipeline: Pipeline,
+    pub runner: Option<Runner>,
+    /// The step that runs has said that it reboots the device.
+    pub asked_for_reboot: bool,
     pub reporting: bool,
     pub asking: bool,
     pub rebooting: bool,
@@ -196,6 +201,8 @@ impl World {
             hook: None,
             checking: false,
             pipeline: Pipeline::No,
+            runner: None,
+            asked_for_reboot: false,
             reporting: false,
             asking: false,
             rebooting: false,
@@ -306,7 +313,7 @@ impl World {
     /// The agent's process starts (again).
     pub fn start_agent(&mut self) {
         self.machine = None;
-        (self.hook, self.checking, self.pipeline) = (None, false, Pipeline::No);
+        (self.hook, self.checking, self.pipeline, self.runner) = (None, false, Pipeline::No, None);
         (self.reporting, self.asking) = (false, false);
         let Some(firmware) = self.running() else { return };
         if firmware.crashes_agent {
@@ -323,7 +330,11 @@ impl World {
         let (machine, actions) = Machine::start(record, evidence, self.rules.clone(), self.now());
         self.machine = Some(machine);
         self.note(|w| format!("    start as {}: {actions:?}", w.phase()));
+        let boot = self.boots;
         self.perform(actions);
+        if boot == self.boots {
+            self.find_steps();
+        }
     }
 
     fn evidence(&self) -> Evidence {

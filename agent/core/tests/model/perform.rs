@@ -206,6 +206,8 @@ impl World {
             Action::CheckHealth => self.checking = true,
             Action::StopHealth => self.checking = false,
             Action::RunHook(hook) => self.hook = Some(*hook),
+            Action::RunJob(job, _) => self.run_steps(job),
+            Action::StopJob => self.runner.iter_mut().for_each(|runner| runner.stopped = true),
             Action::Report => self.reporting = true,
             Action::AskCloud => self.asking = true,
             Action::Settled => self.settled = true,

@@ -21,6 +21,8 @@ pub enum Step {
     Go,
     /// The session gets a turn.
     Talk,
+    /// The thread of a general job comes to its next point.
+    StepsGoOn,
     /// The same, but every answer is lost.
     TalkUnanswered,
     /// Only the news that the job ended.
@@ -48,6 +50,10 @@ pub enum Step {
         then: Then,
         /// With the image of an earlier one, if it is in the list.
         known: Option<u8>,
+        /// Its image is installed by a step of a general job.
+        steps: bool,
+        /// That this step fails is no failure of the job.
+        ignores: bool,
     },
     JobAgain {
         recreated: bool,
@@ -127,6 +133,7 @@ pub fn steps(palette: Palette) -> impl Strategy<Value = Vec<Step>> {
     let mut kinds: Vec<(u32, BoxedStrategy<Step>)> = vec![
         (30, Just(Step::Go).boxed()),
         (4, Just(Step::Talk).boxed()),
+        (4, Just(Step::StepsGoOn).boxed()),
         (2, Just(Step::TalkUnanswered).boxed()),
         (1, Just(Step::Notify).boxed()),
         (2, (0..6u8).prop_map(Step::LateCloud).boxed()),
@@ -140,13 +147,23 @@ pub fn steps(palette: Palette) -> impl Strategy<Value = Vec<Step>> {
         (2, Just(Step::Reboots).boxed()),
         (
             6,
-            (any_firmware(), any::<bool>(), any::<bool>(), any_then(), prop::option::weighted(0.3, 0..4u8))
-                .prop_map(|(like, digest_known, retry, then, known)| Step::NewJob {
+            (
+                any_firmware(),
+                any::<bool>(),
+                any::<bool>(),
+                any_then(),
+                prop::option::weighted(0.3, 0..4u8),
+                any::<bool>(),
+                prop::bool::weighted(0.2),
+            )
+                .prop_map(|(like, digest_known, retry, then, known, steps, ignores)| Step::NewJob {
                     like,
                     digest_known,
                     retry,
                     then,
                     known,
+                    steps,
+                    ignores,
                 })
                 .boxed(),
         ),
@@ -199,7 +216,12 @@ impl World {
                 self.goes_on();
             }
             Step::Talk => {
+                // A new session, or a hint of the cloud, is a reason to ask again.
+                self.asking |= self.machine.as_ref().is_some_and(|m| m.interrupted_job().is_some());
                 self.talk();
+            }
+            Step::StepsGoOn => {
+                self.steps_go_on();
             }
             Step::TalkUnanswered => {
                 self.loses_answers = true;
@@ -223,12 +245,13 @@ impl World {
             Step::Reboots if self.rebooting => self.reset(),
             Step::Reboots => {}
 
-            Step::NewJob { like, digest_known, retry, then, known } => {
+            Step::NewJob { like, digest_known, retry, then, known, steps, ignores } => {
                 let known = known.and_then(|k| self.firmwares.iter().rev().nth(usize::from(k)).copied());
                 let firmware = known.unwrap_or_else(|| self.firmware(*like));
                 let job = self.new_job(firmware);
                 (self.jobs[job].digest_known, self.jobs[job].retry) = (*digest_known, *retry);
                 self.jobs[job].then = *then;
+                (self.jobs[job].steps, self.jobs[job].ignores) = (*steps, *steps && *ignores);
             }
             Step::JobAgain { recreated } => self.job_again(*recreated),
             Step::CloudEnds { deleted } => {

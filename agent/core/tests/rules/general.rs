@@ -38,6 +38,11 @@ fn start(world: &mut World) {
         name: "one".into(),
         rerunnable: false,
         closed: false,
+        waits: false,
+        ignore_failure: false,
+        set: None,
+        since: 0,
+        details: Details::new(),
     };
     world.feed(Event::Job(JobEvent::Start(Box::new(job), plan())));
 }

@@ -4,11 +4,12 @@
 use std::sync::mpsc as blocking;
 use std::time::Duration;
 
-use otandem_core::jobs::document::JobPlan;
+use otandem_core::jobs::document::{Action, JobPlan};
+use otandem_core::jobs::intake;
 use otandem_core::jobs::running::RunningJob;
-use otandem_core::machine::{Event, JobEvent};
-use otandem_core::update::JobKey;
-use otandem_device::jobs::{Finish, GRACE, Terms, execute};
+use otandem_core::machine::{Event, InstallStep, JobEvent};
+use otandem_core::update::{JobKey, Outcome};
+use otandem_device::jobs::{Finish, GRACE, Installs, Terms, execute};
 use otandem_device::machine::boot_id;
 use otandem_device::run::Stop;
 use tokio::sync::mpsc;
@@ -84,9 +85,31 @@ impl Agent {
                 tracing::info!("{key}: {}", outcome.reason());
                 self.event(Event::Job(JobEvent::Ended { key, outcome, details }));
             }
+            Finish::Installs(installs) => self.install_step(key, *installs),
             // The record has it; the next start goes on.
             Finish::Rebooting => tracing::info!("{key}: goes on after the reboot"),
         }
+    }
+
+    /// A step that installs images is an update like any other.
+    fn install_step(&mut self, key: JobKey, installs: Installs) {
+        let Installs {
+            index: step,
+            step: otandem_core::jobs::document::Step { name, action, ignore_failure, .. },
+            details,
+        } = installs;
+        let update = match (&action, &self.rules) {
+            (Action::Install { document }, Some(rules)) => {
+                intake::install(document, &key, &self.machine, rules).map(Box::new)
+            }
+            _ => {
+                let why = self.machine.untouchable().unwrap_or("updates are not configured");
+                Err(Outcome::failed(format!("this device takes no update: {why}")))
+            }
+        };
+        tracing::info!("{key}: step {name} installs");
+        let install = InstallStep { key, step, name, ignore_failure, update, details };
+        self.event(Event::Job(JobEvent::Install(Box::new(install))));
     }
 
     /// The agent is told to stop. A job gets a moment to end by itself, then it is ended, and told in either case.

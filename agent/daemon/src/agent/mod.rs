@@ -2,10 +2,11 @@
 //!
 //! `perform` has the effects, one arm each; `install` and `checks` are the threads behind the long ones; `world`
 //! reads what the machine starts from; `requests` turns what people ask into events, `status` shows them where it
-//! stands; `general` runs the steps of general jobs. This file is the loop.
+//! stands; `general` runs the steps of general jobs, `hold` waits for one that a person runs. This file is the loop.
 
 mod checks;
 mod general;
+mod hold;
 mod install;
 mod perform;
 mod requests;
@@ -104,6 +105,8 @@ pub struct Agent {
     look: Look,
     /// Told to stop: nothing new is begun.
     leaving: bool,
+    /// A job is run by hand: nothing else is begun meanwhile.
+    hold: hold::Hold,
 }
 
 /// First and longest wait until a bootloader that did not answer is asked again.
@@ -139,6 +142,7 @@ impl Agent {
             rebooting,
             look,
             leaving: false,
+            hold: hold::Hold::default(),
         }
     }
 
@@ -169,6 +173,7 @@ impl Agent {
                 work = self.performer.next_work() => self.work(work),
                 inbound = next_inbound(&mut self.link) => self.inbound(inbound),
                 Some(call) = calls.recv() => self.call(call),
+                () = self.hold.released() => self.released(),
                 () = tokio::time::sleep(wake) => {}
             }
             self.wake();
@@ -228,7 +233,9 @@ impl Agent {
                 if told && self.machine.reset_due() {
                     Some(Ended::ResetDue)
                 } else {
-                    (told && idle && self.machine.ready()).then_some(Ended::Done)
+                    // A general job that goes on is the daemon's.
+                    let waits = self.machine.kept() && self.machine.interrupted_job().is_some();
+                    (told && idle && (self.machine.ready() || waits)).then_some(Ended::Done)
                 }
             }
         }
@@ -355,7 +362,7 @@ impl Agent {
             machine,
             now,
             boot_id,
-            leaving: self.leaving,
+            leaving: self.leaving || self.hold.is_held(),
             publish: vec![],
             events: vec![],
             programs: vec![],

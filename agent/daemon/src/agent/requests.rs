@@ -9,6 +9,7 @@ use otandem_core::update::{Origin, Outcome, Then};
 use serde_json::json;
 
 use super::Agent;
+use super::hold::begins;
 use crate::cli::{Target, Verdict};
 use crate::control::{Call, FotaCall, FotaRequest, InstallRequest, Reply, Request};
 use crate::exit::Exit;
@@ -23,6 +24,12 @@ impl Agent {
         if matches!(request, Request::Status) {
             return reply.done(Exit::Ok, self.status());
         }
+        if matches!(request, Request::HoldJobs) {
+            return self.hold(reply);
+        }
+        if self.hold.is_held() && begins(&request) {
+            return reply.failed(Exit::TempFail, "a job is run by hand: try again when it is over");
+        }
         if self.asker.as_ref().is_some_and(|a| !a.is_closed()) {
             return reply
                 .failed(Exit::TempFail, "another request is being carried out: try again when it is done");
@@ -31,7 +38,7 @@ impl Agent {
             return self.postponed.push_back(Call { request, reply });
         }
         let taken = match request {
-            Request::Status => return,
+            Request::Status | Request::HoldJobs => return,
             Request::Confirm => Ok(Some(Event::User(Verb::Confirm))),
             Request::Rollback => Ok(Some(Event::User(Verb::Rollback))),
             Request::Reboot => Ok(Some(Event::User(Verb::Reboot))),

@@ -113,6 +113,7 @@ impl Agent {
             "bootloader": bootloader(facts.as_ref().ok().or(machine.facts()), view.ok().as_ref(), kind),
             "sets": { "A": record.slots_a, "B": record.slots_b },
             "update": self.update(),
+            "job": self.job(),
             "last-outcome": record.last.as_ref().map(outcome),
             "late-fallback": record.late_fallback,
             "banned": record.bans.iter().filter(|b| b.why.is_some()).collect::<Vec<_>>(),
@@ -126,6 +127,24 @@ impl Agent {
             },
             "attention": attention,
         })
+    }
+
+    /// The general job under way. `since`: seconds since 1970, by this device's clock.
+    fn job(&self) -> Option<Value> {
+        let job = self.machine.record().job.as_ref()?;
+        let state = if self.machine.installing_job().is_some() {
+            "installing"
+        } else if self.machine.running_job().is_some() {
+            "running"
+        } else if job.waits {
+            "waiting"
+        } else {
+            "interrupted"
+        };
+        Some(json!({
+            "id": job.key.job, "execution": job.key.execution, "state": state,
+            "step": job.step + 1, "steps": job.steps, "name": job.name, "since": job.since,
+        }))
     }
 
     fn update(&self) -> Option<Value> {

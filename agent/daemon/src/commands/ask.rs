@@ -36,7 +36,7 @@ pub(super) fn connect(settings: &Settings) -> Result<Option<Client>, (Exit, Stri
     Client::connect(&settings.control.socket).map_err(|e| refused(&e))
 }
 
-fn refused(e: &ClientError) -> (Exit, String) {
+pub(super) fn refused(e: &ClientError) -> (Exit, String) {
     let exit = match e {
         ClientError::Denied { .. } => Exit::NoPermission,
         ClientError::Protocol { .. } => Exit::Protocol,

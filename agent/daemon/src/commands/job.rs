@@ -3,20 +3,22 @@
 use std::io::Write;
 use std::path::Path;
 
-use otandem_core::jobs::document::{self, Action, JobDocument, JobPlan};
+use otandem_core::jobs::document::{self, JobDocument, JobPlan};
 use otandem_core::jobs::wire::{self, Details, detail};
 use otandem_core::jobs::{show, verdict};
 use otandem_core::update::Outcome;
 use otandem_device::jobs::{Finish, Terms, execute};
 use otandem_device::run::Stop;
+use otandem_device::state::{Lock, StateDir, StateError};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use super::{complain, input, parts};
+use super::{ask, complain, input, parts};
 use crate::cli::{Job, RunJob};
 use crate::cloud::identity;
 use crate::config::Settings;
+use crate::control::{Answer, Client};
 use crate::exit::Exit;
 use crate::{features, general};
 
@@ -55,6 +57,12 @@ fn run(settings: &Settings, run: &RunJob) -> Result<Exit, (Exit, String)> {
             let why = "this is a firmware job: `otandem fota handle FILE` does it, `otandem install FILE` without reboot";
             return Err((Exit::Usage, why.into()));
         }
+        Ok(JobDocument::Plan(plan)) if plan.install_step().is_some() => {
+            let why = "this job installs images (installImage) and goes on after the reboot: only the daemon does that, for \
+                       a job of the cloud; `otandem install FILE` installs an image, `otandem fota handle FILE` a \
+                       firmware document";
+            return Err((Exit::Usage, why.into()));
+        }
         Ok(JobDocument::Plan(plan)) => match refusal(settings, &plan, thing.as_deref()) {
             None => plan,
             Some(outcome) => return Ok(tell(&outcome, Details::new())),
@@ -71,20 +79,53 @@ fn run(settings: &Settings, run: &RunJob) -> Result<Exit, (Exit, String)> {
         }
         terms.handler_directory = dir;
     }
+    let _alone = if run.beside { Alone::Not } else { alone(settings)? };
     let runtime = parts::runtime().map_err(|e| (Exit::System, e.to_string()))?;
     let finish = runtime.block_on(in_thread(plan, terms)).map_err(|why| (Exit::System, why))?;
     Ok(match finish {
         Finish::Ended(outcome, details) => tell(&outcome, details),
-        // Nobody gave its steps a way to say so.
-        Finish::Rebooting => Exit::Software,
+        // Nobody gave its steps a way to say so; documents that install are refused before.
+        Finish::Rebooting | Finish::Installs(_) => Exit::Software,
     })
+}
+
+/// What keeps others from beginning something; gone with the value.
+#[allow(dead_code, reason = "held, not looked at")]
+enum Alone {
+    /// The daemon begins nothing while this is connected.
+    Daemon(Client),
+    /// No daemon runs, and none comes, nor another command.
+    State(Lock),
+    /// There is nobody, or nobody is minded.
+    Not,
+}
+
+/// Two jobs never run at once by accident: neither of the cloud and by hand, nor two by hand.
+fn alone(settings: &Settings) -> Result<Alone, (Exit, String)> {
+    if let Some(mut daemon) = ask::connect(settings)? {
+        return match daemon.hold().map_err(|e| ask::refused(&e))? {
+            None => Ok(Alone::Daemon(daemon)),
+            Some(Answer::Failed { exit, reason }) => Err((exit, reason)),
+            Some(Answer::Done { .. }) => {
+                Err((Exit::Protocol, "the daemon does not wait for this job".into()))
+            }
+        };
+    }
+    if !settings.state_dir.exists() {
+        return Ok(Alone::Not);
+    }
+    match StateDir::open(&settings.state_dir).and_then(|dir| dir.lock()) {
+        Ok(lock) => Ok(Alone::State(lock)),
+        Err(e @ StateError::Locked { .. }) => {
+            Err((Exit::TempFail, format!("{e}; --beside runs the job all the same")))
+        }
+        // Whoever may not touch the state has no agent of their own to wait for.
+        Err(_) => Ok(Alone::Not),
+    }
 }
 
 /// Why the document does not run here.
 fn refusal(settings: &Settings, plan: &JobPlan, thing: Option<&str>) -> Option<Outcome> {
-    if plan.all_steps().any(|step| matches!(step.action, Action::Install { .. })) {
-        return Some(Outcome::rejected("steps of type installImage cannot be run by this version"));
-    }
     // The bootloader is asked only where somebody wants to know.
     let booted = (!plan.conditions.is_empty())
         .then(|| settings.updates.as_ref().ok())

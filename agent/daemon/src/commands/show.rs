@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::{ask, complain, parts};
 use crate::agent::{Agent, Service};
 use crate::cli::Status;
+use crate::cloud::tls::wall;
 use crate::config::Settings;
 use crate::control::Request;
 use crate::exit::Exit;
@@ -61,6 +62,13 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
         let percent = status["update"]["percent"].as_u64().map(|p| format!(", {p} %")).unwrap_or_default();
         writeln!(out, "update:     into set {target}{percent}")?;
     }
+    if let Some(job) = status["job"].as_object() {
+        let since = job["since"].as_u64().filter(|since| *since > 0);
+        let ago = since.map(|since| format!(", for {}", duration(wall().saturating_sub(since))));
+        let (id, name) = (word(&job["id"]), harmless(&job["name"]));
+        let (step, steps, state) = (&job["step"], &job["steps"], word(&job["state"]));
+        writeln!(out, "job:        {id}, step {step}/{steps}: {name}, {state}{}", ago.unwrap_or_default())?;
+    }
     if let Some(reason) = status["last-outcome"]["reason"].as_str() {
         writeln!(out, "last:       {}: {reason}", word(&status["last-outcome"]["outcome"]))?;
     }
@@ -77,11 +85,22 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What lies in a boot environment or a job's document is not ours, and a terminal obeys control characters.
+fn harmless(value: &Value) -> String {
+    value.as_str().unwrap_or_default().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        _ => format!("{} h", seconds / 3600),
+    }
+}
+
 /// The bootloader in its own words.
 fn view(bootloader: &Value, out: &mut impl Write) -> std::io::Result<()> {
-    // What lies in a boot environment is not ours, and a terminal obeys control characters.
-    let harmless = |c: char| if c.is_control() { ' ' } else { c };
-    let text = |v: &Value| v.as_str().unwrap_or_default().chars().map(harmless).collect::<String>();
+    let text = harmless;
     let view = &bootloader["view"];
     let loader = view["loader"].as_str().or(bootloader["kind"].as_str()).unwrap_or("unknown");
     writeln!(out, "bootloader: {loader}")?;
@@ -121,6 +140,22 @@ mod tests {
             "{out}"
         );
         assert!(out.ends_with("attention:  one\nattention:  two\n"), "{out}");
+    }
+
+    #[test]
+    fn text_shows_the_job_that_runs_and_its_step() {
+        let job = |since: u64| {
+            let job = json!({ "id": "j-1", "state": "running", "step": 2, "steps": 5, "name": "fetch", "since": since });
+            let mut out = vec![];
+            text(&json!({ "bootloader": null, "attention": [], "job": job }), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert!(job(0).contains("job:        j-1, step 2/5: fetch, running\n"), "{}", job(0));
+        assert!(job(1).contains("fetch, running, for ") && job(1).contains(" h\n"), "{}", job(1));
+        assert_eq!(
+            (duration(119), duration(121), duration(7200)),
+            ("119 s".into(), "2 min".into(), "2 h".into())
+        );
     }
 
     #[test]

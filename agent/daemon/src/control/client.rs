@@ -75,27 +75,48 @@ impl Client {
         request: &Request,
         on_progress: &mut dyn FnMut(&Progress),
     ) -> Result<Answer, ClientError> {
-        let protocol = |source| ClientError::Protocol { path: self.path.clone(), source };
-        let broken = |source| ClientError::Broken { path: self.path.clone(), source };
-        let mut line =
-            serde_json::to_vec(&RequestLine { v: VERSION, request: request.clone() }).map_err(protocol)?;
-        if line.len() > MAX_LINE {
-            return Err(ClientError::TooLarge { size: line.len() });
-        }
-        line.push(b'\n');
         // A daemon that refuses may close before it has read all; its reason is still there to be read.
-        let sent = self.stream.get_mut().write_all(&line);
+        let mut sent = self.send(request)?;
         loop {
-            let mut line = Vec::new();
-            let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX) + 1;
-            let n = (&mut self.stream).take(limit).read_until(b'\n', &mut line).map_err(broken)?;
-            if n == 0 {
-                return Err(broken(sent.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())));
-            }
-            match serde_json::from_slice::<AnswerLine>(&line).map_err(protocol)?.what {
+            match self.next(&mut sent)? {
                 What::Progress(progress) => on_progress(&progress),
                 What::Answer(answer) => return Ok(answer),
             }
         }
+    }
+
+    /// Asks the daemon to begin nothing as long as this connection stands. `Some`: it does not, and why.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub fn hold(&mut self) -> Result<Option<Answer>, ClientError> {
+        let mut sent = self.send(&Request::HoldJobs)?;
+        Ok(match self.next(&mut sent)? {
+            What::Progress(_) => None,
+            What::Answer(answer) => Some(answer),
+        })
+    }
+
+    /// The error of writing, where the daemon did not read all.
+    fn send(&mut self, request: &Request) -> Result<Option<io::Error>, ClientError> {
+        let line = serde_json::to_vec(&RequestLine { v: VERSION, request: request.clone() });
+        let mut line = line.map_err(|source| ClientError::Protocol { path: self.path.clone(), source })?;
+        if line.len() > MAX_LINE {
+            return Err(ClientError::TooLarge { size: line.len() });
+        }
+        line.push(b'\n');
+        Ok(self.stream.get_mut().write_all(&line).err())
+    }
+
+    fn next(&mut self, sent: &mut Option<io::Error>) -> Result<What, ClientError> {
+        let broken = |source| ClientError::Broken { path: self.path.clone(), source };
+        let mut line = Vec::new();
+        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX) + 1;
+        let n = (&mut self.stream).take(limit).read_until(b'\n', &mut line).map_err(broken)?;
+        if n == 0 {
+            return Err(broken(sent.take().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into())));
+        }
+        let line = serde_json::from_slice::<AnswerLine>(&line);
+        line.map(|line| line.what).map_err(|source| ClientError::Protocol { path: self.path.clone(), source })
     }
 }

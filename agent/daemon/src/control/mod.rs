@@ -33,6 +33,8 @@ pub const MAX_LINE: usize = 64 << 10;
 pub enum Request {
     /// The status, as JSON in [`Answer::Done`].
     Status,
+    /// A job is run by hand: begin nothing else. Granted by a line of progress, and held until the caller leaves.
+    HoldJobs,
     /// Install an image.
     Install(InstallRequest),
     /// Make the running set permanent.

@@ -75,6 +75,34 @@ async fn a_request_gets_its_progress_and_its_answer_and_the_next_one_too() {
 }
 
 #[tokio::test]
+async fn a_hold_stands_as_long_as_the_caller_and_its_refusal_says_why() {
+    let (left, gone) = std::sync::mpsc::channel();
+    let held = std::sync::Mutex::new(None);
+    let act = move |call: Call| {
+        let mut held = held.lock().unwrap();
+        if held.as_ref().is_some_and(|reply: &Reply| !reply.is_closed()) {
+            return call.reply.failed(Exit::TempFail, "held");
+        }
+        left.send(held.is_some()).unwrap();
+        call.reply.progress(Progress { phase: "held".into(), done: 0, total: None });
+        *held = Some(call.reply);
+    };
+    with_daemon(act, move |path| {
+        let connect = || Client::connect(path).unwrap().unwrap();
+        let mut first = connect();
+        assert_eq!(first.hold().unwrap(), None);
+        assert!(!gone.recv().unwrap());
+        let refused = Answer::Failed { exit: Exit::TempFail, reason: "held".into() };
+        assert_eq!(connect().hold().unwrap(), Some(refused));
+        drop(first);
+        // The daemon sees that as soon as it looks at the connection.
+        while connect().hold().unwrap().is_some() {}
+        assert!(gone.recv().unwrap());
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_daemon_that_drops_a_request_is_told_as_a_defect() {
     with_daemon(drop, |path| {
         let answer = Client::connect(path).unwrap().unwrap().call(&Request::Status, &mut |_| {}).unwrap();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use otandem_core::fota;
 use otandem_core::jobs::intake::{GeneralRules, Intake, JobRules, fresh_images, general, intake, time_left};
+use otandem_core::jobs::running::PROGRESS;
 use otandem_core::jobs::wire::{Details, Execution, detail, subscriptions};
 use otandem_core::jobs::{Desk, Identity, Output, PHASE};
 use otandem_core::machine::{Cloud, Event, JobEvent, Machine};
@@ -13,9 +14,6 @@ use otandem_core::time::Boottime;
 use otandem_core::update::{JobKey, Outcome};
 
 use super::{Context, Done, Feature, Program};
-
-/// Entry of statusDetails that says which step of a general job runs.
-const PROGRESS: &str = "progress";
 
 /// What is done with jobs that are no firmware jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -149,6 +147,9 @@ impl Jobs {
         let key = &execution.key;
         let taken = intake(execution, context.machine, &self.rules);
         match taken {
+            Intake::Event(event) if context.leaving && matches!(*event, Event::Offer(_)) => {
+                tracing::info!("{key}: waits");
+            }
             Intake::Event(event) => {
                 tracing::info!("{key}: taken");
                 context.events.push(*event);
@@ -177,7 +178,9 @@ impl Jobs {
     fn other(&mut self, context: &mut Context<'_>, execution: &Execution) {
         let key = execution.key.clone();
         let program = match &self.others {
-            Others::Run(rules) => return Self::general(context, execution, rules),
+            Others::Run(rules) => return self.general(context, execution, rules),
+            // Begun by the daemon, which goes on with it.
+            _ if context.machine.interrupted_job().is_some_and(|job| job.key == key) => return,
             Others::Callback(program) => program,
             Others::Refuse => {
                 let reason =
@@ -191,17 +194,17 @@ impl Jobs {
         self.running = Some(key);
     }
 
-    fn general(context: &mut Context<'_>, execution: &Execution, rules: &GeneralRules) {
-        let goes_on = context.machine.interrupted_job().is_some_and(|job| job.key == execution.key);
-        let room = goes_on || context.machine.takes_jobs() || context.machine.unsaved();
-        if !room || context.leaving {
-            // Asked for again when there is room.
+    fn general(&self, context: &mut Context<'_>, execution: &Execution, rules: &GeneralRules) {
+        if context.leaving {
             return;
         }
-        let event = match general(execution, context.machine, &context.boot_id, rules) {
-            Ok((job, plan)) => {
-                tracing::info!("{}: taken, {} steps", job.key, job.steps);
-                Event::Job(JobEvent::Start(Box::new(job), Box::new(plan)))
+        let goes_on = context.machine.interrupted_job().is_some_and(|job| job.key == execution.key);
+        let event = match general(execution, context.machine, &context.boot_id, rules, &self.rules) {
+            // Asked for again when there is room.
+            Ok(None) => return,
+            Ok(Some(event)) => {
+                tracing::info!("{}: taken", execution.key);
+                Event::Job(event)
             }
             Err(outcome) if goes_on => {
                 let (key, details) = (execution.key.clone(), Details::new());
@@ -210,6 +213,7 @@ impl Jobs {
             Err(outcome) => Event::JobEnded(execution.key.clone(), outcome),
         };
         context.events.push(event);
+        self.tell_time(context, execution);
     }
 
     /// A hint to ask: for the next job, or whether ours was ended.
@@ -227,7 +231,8 @@ impl Jobs {
         if !ours || !Self::before_reboot(context.machine) {
             return;
         }
-        let event = match document.filter(|d| fota::is_fota(d)) {
+        let step = context.machine.installing_job().is_some();
+        let event = match document.filter(|d| step || fota::is_fota(d)) {
             None => {
                 // No document in the answer: start-next has one.
                 let out = self.desk.ask_next(context.now.boot);
@@ -317,7 +322,9 @@ fn details(machine: &Machine) -> Details {
     };
     if let Some(job) = &machine.record().job {
         put(PROGRESS, job.progress());
-        return details;
+        if machine.installing_job().is_none() {
+            return details;
+        }
     }
     put(PHASE, machine.phase().to_owned());
     if let Some(seal) = machine.seal() {
@@ -342,7 +349,7 @@ mod tests {
     use crate::agent::tests::patient_rules;
     use otandem_core::boot::{Booted, Facts, SetId, SetState};
     use otandem_core::jobs::wire::{start_next_topic, update_topic};
-    use otandem_core::machine::{Evidence, Now};
+    use otandem_core::machine::{Evidence, Health, Now};
     use otandem_core::plan::Layout;
     use otandem_core::record::Record;
     use otandem_core::update::{Origin, Then, Update};
@@ -367,9 +374,8 @@ mod tests {
         Machine::start(Some(record), evidence, patient_rules(), Now::default()).0
     }
 
-    /// What one call publishes.
-    fn published(machine: &Machine, call: impl FnOnce(&mut Context<'_>)) -> Vec<(String, Value)> {
-        let mut context = Context {
+    fn context(machine: &Machine) -> Context<'_> {
+        Context {
             machine,
             now: Now::default(),
             boot_id: "boot".into(),
@@ -377,18 +383,66 @@ mod tests {
             publish: vec![],
             events: vec![],
             programs: vec![],
-        };
+        }
+    }
+
+    /// What one call publishes.
+    fn published(machine: &Machine, call: impl FnOnce(&mut Context<'_>)) -> Vec<(String, Value)> {
+        let mut context = context(machine);
         call(&mut context);
         context.publish.into_iter().map(|(t, p)| (t, serde_json::from_slice(&p).unwrap())).collect()
+    }
+
+    fn jobs() -> Jobs {
+        let identity = Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
+        let paths = |set: &str| [("rootfs".to_owned(), format!("/dev/{set}"))].into();
+        let layout = Layout { index: [0, 1], paths: [paths("a"), paths("b")], copy_if_missing: vec![] };
+        let rules = JobRules { layout, compatible: None, require_cloud: true, then: Then::Reboot };
+        Jobs::new(identity, rules, Others::Run(GeneralRules::default()), 1)
+    }
+
+    #[test]
+    fn nothing_is_begun_while_the_agent_ends_or_a_person_runs_a_job() {
+        let facts = Facts {
+            booted: Booted::Set(SetId::A),
+            boot_id: "x".into(),
+            primary: Some(SetId::A),
+            a: SetState::Good,
+            b: SetState::Bad,
+        };
+        let record = Record { confirmed: Some(SetId::A), ..Record::default() };
+        let evidence = Evidence { facts: Ok(facts), heads: [true, false], unread: false };
+        let mut ready = Machine::start(Some(record), evidence, patient_rules(), Now::default()).0;
+        ready.step(Event::Health(Health::Passed), Now::default());
+        ready.step(Event::Continue, Now::default());
+        let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32)});
+        let fota = json!({"operation": "fota", "image": image});
+        let general = json!({"version": "1.0", "steps": [
+            {"action": {"name": "n", "type": "runCommand", "input": {"command": "true"}}}]});
+        for document in [fota, general] {
+            for leaving in [false, true] {
+                let mut jobs = jobs();
+                let asked = published(&ready, |context| jobs.on_session(context, true));
+                let execution =
+                    json!({"jobId": "j", "executionNumber": 1, "queuedAt": 1, "jobDocument": document});
+                let answer =
+                    json!({"clientToken": asked[0].1["clientToken"], "execution": execution}).to_string();
+                let mut context = Context { leaving, ..context(&ready) };
+                jobs.on_message(
+                    &mut context,
+                    &format!("{}/accepted", start_next_topic("t")),
+                    answer.as_bytes(),
+                );
+                let begins = |e: &Event| matches!(e, Event::Offer(_) | Event::Job(JobEvent::Start(..)));
+                assert_eq!(context.events.iter().any(begins), !leaving, "{leaving} {:?}", context.events);
+            }
+        }
     }
 
     #[test]
     fn an_answer_without_a_fresh_document_leads_to_start_next() {
         let machine = machine();
-        let identity = Identity { endpoint: "e".into(), thing: "t".into(), step_timeout: None };
-        let rules =
-            JobRules { layout: Layout::default(), compatible: None, require_cloud: true, then: Then::Reboot };
-        let mut jobs = Jobs::new(identity, rules, Others::Refuse, 1);
+        let mut jobs = jobs();
         let asked = published(&machine, |context| jobs.on_session(context, true));
         let [(topic, update)] = &asked[..] else { panic!("{asked:?}") };
         assert_eq!(*topic, update_topic("t", "j"));

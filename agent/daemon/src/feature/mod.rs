@@ -15,7 +15,7 @@ pub struct Context<'a> {
     pub now: Now,
     /// The boot that this is.
     pub boot_id: String,
-    /// The agent is about to end: nothing new is begun.
+    /// The agent is about to end, or a person runs a job by hand: nothing new is begun.
     pub leaving: bool,
     /// To be published, QoS 1, in this order: topic and payload.
     pub publish: Vec<(String, Vec<u8>)>,

@@ -77,9 +77,23 @@ pub enum Finish {
     Ended(Outcome, Details),
     /// The device reboots because the job asked for it: the next start goes on.
     Rebooting,
+    /// The next step installs images: the update machine's to do, and to go on from.
+    Installs(Box<Installs>),
 }
 
-/// Runs the steps of `plan` from `from` on. `begins` hears of each before it runs.
+/// A step that installs images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Installs {
+    /// Its place, counted from 0.
+    pub index: usize,
+    /// It.
+    pub step: Step,
+    /// What the steps before it wrote.
+    pub details: Details,
+}
+
+/// Runs the steps of `plan` from `from` on, up to the end or a step that installs images. `begins` hears of each before
+/// it runs.
 pub fn execute(
     plan: &JobPlan,
     from: usize,
@@ -90,8 +104,12 @@ pub fn execute(
     let mut output = Output::default();
     let limit = plan.time_limit.or(terms.job_timeout);
     let clock = JobClock { limit, deadline: limit.and_then(|limit| Instant::now().checked_add(limit)) };
-    let outcome = (|| {
-        for (index, step) in plan.all_steps().enumerate().skip(from) {
+    let steps = plan.all_steps().enumerate().skip(from);
+    let over = (|| {
+        for (index, step) in steps {
+            if let Action::Install { .. } = step.action {
+                return Over::Installs(index, step);
+            }
             begins(index, &step.name);
             terms.clear_mark();
             let (ended, stderr_lines) = run_step(step, terms, &clock, stop, &mut output);
@@ -103,25 +121,35 @@ pub fn execute(
             match verdict(step, &ended, stderr_lines) {
                 Verdict::Passed => {}
                 Verdict::Ignored(why) => tracing::info!("job {}: ignored: {why}", terms.job),
-                Verdict::Failed(why) => return Some(Outcome::failed(why)),
+                Verdict::Failed(why) => return Over::Ended(Outcome::failed(why)),
             }
         }
-        Some(Outcome::succeeded(succeeded()))
+        Over::Ended(Outcome::succeeded(succeeded()))
     })();
-    match outcome {
-        Some(outcome) => Finish::Ended(outcome, output.details(plan.include_stdout)),
-        None => Finish::Rebooting,
+    let details = output.details(plan.include_stdout);
+    match over {
+        Over::Ended(outcome) => Finish::Ended(outcome, details),
+        Over::Reboots => Finish::Rebooting,
+        Over::Installs(index, step) => {
+            Finish::Installs(Box::new(Installs { index, step: step.clone(), details }))
+        }
     }
 }
 
-/// `None`: it begins.
-fn wait_for_reboot(step: &Step, terms: &Terms, stop: &Stop) -> Option<Outcome> {
+/// Why no further step runs.
+enum Over<'a> {
+    Ended(Outcome),
+    Reboots,
+    Installs(usize, &'a Step),
+}
+
+fn wait_for_reboot<'a>(step: &Step, terms: &Terms, stop: &Stop) -> Over<'a> {
     tracing::info!("job {}: step {} reboots the device", terms.job, step.name);
     if stop.wait(terms.reboot_wait).unwrap_or(true) {
-        return None;
+        return Over::Reboots;
     }
     terms.clear_mark();
-    Some(Outcome::failed(format!("the reboot that step {} asked for did not happen", step.name)))
+    Over::Ended(Outcome::failed(format!("the reboot that step {} asked for did not happen", step.name)))
 }
 
 /// The time of the whole job.
@@ -235,6 +263,7 @@ fn prepare(step: &Step, terms: &Terms) -> Result<Spec, String> {
             terms.handler_user == HandlerUser::RunAsUser
         }
         Action::Command { .. } => true,
+        // `execute` ends before it.
         Action::Install { .. } => return Err("images are not installed by this".into()),
     };
     let mut spec = Spec::new(argv);

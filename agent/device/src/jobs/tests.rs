@@ -54,7 +54,7 @@ impl Bench {
     fn run(&self, document: &Value) -> (Outcome, Details) {
         match self.execute(document) {
             Finish::Ended(outcome, details) => (outcome, details),
-            Finish::Rebooting => panic!("no reboot was asked for"),
+            other => panic!("neither a reboot nor an image was asked for: {other:?}"),
         }
     }
 
@@ -146,6 +146,14 @@ fn binary_output_without_lines_is_told_as_far_as_it_is_text() {
     let (outcome, details) = Bench::new().script("head -c 3000000 /dev/zero; printf '\\377ok'", |_| {});
     assert!(matches!(outcome, Outcome::Succeeded { .. }));
     assert!(details["stdout"].ends_with(" \u{fffd}ok") && details["stdout"].chars().count() == 1024);
+}
+
+#[test]
+fn a_hundred_megabytes_without_a_line_cost_nothing_but_their_reading() {
+    let flood = "head -c 104857600 /dev/zero | tr '\\0' x";
+    let (outcome, details) = Bench::new().script(&format!("{flood} & {flood} >&2; wait; exit 5"), |_| {});
+    assert_eq!(outcome, Outcome::failed("Job exited with status: 5, in step h"));
+    assert_eq!((details["stdout"].as_str(), details["stderr"].len()), ("x".repeat(1024).as_str(), 1024));
 }
 
 #[test]
@@ -426,4 +434,28 @@ fn a_reboot_that_does_not_happen_fails_the_job() {
     assert!(!asked_for_reboot(&mark, "job-1"));
     let failed = sh("echo $OTANDEM_JOB_ID >$OTANDEM_REBOOT_MARK; exit 5");
     assert!(bench.failure(&steps(&[failed])).starts_with("Job exited with status: 5"));
+}
+
+#[test]
+fn steps_end_at_one_that_installs_and_go_on_behind_it() {
+    let bench = Bench::new();
+    let image = json!({"url": "https://h/i", "sha256": "ab".repeat(32)});
+    let install = json!({"name": "n", "type": "installImage", "input": {"image": image}});
+    let mut heard = vec![];
+    let plan = plan(&steps(&[sh("echo one"), install, sh("echo two")]));
+    let mut begins = |index, _: &str| heard.push(index);
+    let Finish::Installs(installs) = execute(&plan, 0, &bench.terms, &bench.stop, &mut begins) else {
+        panic!("not an installation")
+    };
+    assert_eq!((installs.index, installs.step.name.as_str()), (1, "n"));
+    assert_eq!(installs.details["stdout"], "one\n");
+    let Finish::Ended(outcome, details) = execute(&plan, 2, &bench.terms, &bench.stop, &mut begins) else {
+        panic!("not the end")
+    };
+    assert!(matches!(outcome, Outcome::Succeeded { .. }), "{outcome:?}");
+    assert_eq!(
+        (details["stdout"].as_str(), heard),
+        ("two\n", vec![0, 2]),
+        "the update machine begins the other"
+    );
 }
