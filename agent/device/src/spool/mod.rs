@@ -166,6 +166,13 @@ impl Spool {
         self.new.stat(name).map_or(0, |stat| stat.identity.modified())
     }
 
+    /// The file that has this name now.
+    #[must_use]
+    pub fn entry(&self, name: &OsStr) -> Option<Entry> {
+        let identity = self.new.stat(name).ok()?.identity;
+        Some(Entry { name: name.to_owned(), identity })
+    }
+
     /// Number of files in failed/.
     #[must_use]
     pub fn failed(&self) -> usize {

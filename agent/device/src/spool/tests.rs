@@ -199,7 +199,7 @@ fn a_file_without_read_permission_is_refused() {
     }
     let mut place = place();
     place.put("a", "one");
-    fs::set_permissions(place.path("new/a"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(place.path("new/a"), fs::Permissions::from_mode(0o000)).unwrap();
     let (entry, why) = place.refused(OsStr::new("a"));
     assert!(why.contains("cannot be opened"), "{why}");
     assert_eq!(place.spool.fail(&entry, &why), After::Nothing);
