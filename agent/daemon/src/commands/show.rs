@@ -71,17 +71,28 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
         (true, false) => "not connected",
     };
     writeln!(out, "cloud:      {session}")?;
+    for (name, shown) in status["messages"].as_object().into_iter().flatten() {
+        let number = |key: &str| shown[key].as_u64().unwrap_or_default();
+        write!(out, "messages:   {name}: {} waiting, {} failed", number("waiting"), number("failed"))?;
+        match shown["last-error"].as_str() {
+            Some(why) => writeln!(out, "; last: {}", harmless(why))?,
+            None => writeln!(out)?,
+        }
+    }
     for line in status["attention"].as_array().into_iter().flatten() {
         writeln!(out, "attention:  {}", word(line))?;
     }
     Ok(())
 }
 
+/// What lies in a boot environment or a directory is not ours, and a terminal obeys control characters.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// The bootloader in its own words.
 fn view(bootloader: &Value, out: &mut impl Write) -> std::io::Result<()> {
-    // What lies in a boot environment is not ours, and a terminal obeys control characters.
-    let harmless = |c: char| if c.is_control() { ' ' } else { c };
-    let text = |v: &Value| v.as_str().unwrap_or_default().chars().map(harmless).collect::<String>();
+    let text = |v: &Value| harmless(v.as_str().unwrap_or_default());
     let view = &bootloader["view"];
     let loader = view["loader"].as_str().or(bootloader["kind"].as_str()).unwrap_or("unknown");
     writeln!(out, "bootloader: {loader}")?;
