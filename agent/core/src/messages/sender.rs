@@ -2,8 +2,7 @@
 //! own fault.
 //!
 //! Being offline is no fault: what was on its way goes back into the queue. A file is at fault when the broker closes
-//! the connection and this message is the first that it had not acknowledged, or when its acknowledgement stays away
-//! while later ones come. It is tried again after a pause in which all others go on; after the last try it is given up.
+//! the connection and this message alone was on its way, or when its acknowledgement stays away while later ones come. It is tried again after a pause in which all others go on; after the last try it is given up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -156,6 +155,12 @@ impl Sender {
         self.up && self.flying.len() < self.pace.concurrency
     }
 
+    /// Whether a try of this file failed: nothing else should be on its way with it.
+    #[must_use]
+    pub fn is_suspect(&self, place: &Place) -> bool {
+        !self.tries.is_empty() && self.tries.contains_key(place.name())
+    }
+
     /// The file is on its way, under the id that comes back.
     pub fn sent(&mut self, place: Place, now: Boottime) -> u64 {
         if let Some(gap) = Duration::from_secs(1).checked_div(self.pace.rate) {
@@ -194,8 +199,8 @@ impl Sender {
         }
     }
 
-    /// The session ended without an acknowledgement of these. `suspect`: the first of them, where the broker ended it,
-    /// and what is said about that. Nothing is sent before the next session.
+    /// The session ended without an acknowledgement of these. `suspect`: the one that the
+    /// broker may have ended it for, and what is said about that. Nothing is sent before the next session.
     pub fn lost(&mut self, ids: &[u64], suspect: Option<&(u64, String)>, now: Boottime) -> Verdicts {
         self.up = false;
         let mut verdicts = Verdicts::default();

@@ -72,6 +72,8 @@ pub struct Post {
     pub qos: Qos,
     /// Whether the broker keeps it for later subscribers.
     pub retain: bool,
+    /// It was suspected before: nothing else is on its way with it.
+    pub alone: bool,
 }
 
 /// What became of [`Post`]s.
@@ -84,8 +86,8 @@ pub enum Fate {
     Lost {
         /// Which ones.
         ids: Vec<u64>,
-        /// The first that was not acknowledged when the broker closed the connection: it may have been the reason; and
-        /// a line about that.
+        /// The only one on its way when the broker closed the connection: it may have been the reason; and a line about
+        /// that.
         suspect: Option<(u64, String)>,
     },
     /// It can never be sent, and why.

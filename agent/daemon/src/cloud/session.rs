@@ -85,7 +85,7 @@ pub async fn run(
     inbound: mpsc::Sender<Inbound>,
 ) {
     let backoff = Backoff::new(config.retry_first, config.retry_most);
-    let mut session = Session { config, orders, inbound, wanted: Vec::new(), backoff };
+    let mut session = Session { config, orders, inbound, wanted: Vec::new(), backoff, careful: 0 };
     if session.want(topics).await.is_ok() {
         // The only error is that nobody listens any more.
         let _ = session.keep().await;
@@ -101,6 +101,8 @@ struct Session {
     inbound: mpsc::Sender<Inbound>,
     wanted: Vec<String>,
     backoff: Backoff,
+    /// Posts that go one by one, since the broker may have closed the last connection because of one of them.
+    careful: usize,
 }
 
 /// What comes after a connection.
@@ -192,7 +194,7 @@ impl Session {
         // Never cancelled half-way: select polls it by reference until it ends by itself.
         let pump = pump(events, packets_in);
         tokio::pin!(pump);
-        let mut link = Link::new(client, &self.config);
+        let mut link = Link::new(client, &self.config, self.careful);
         link.wish(&self.wanted);
         let error = loop {
             if packets.is_empty() {
@@ -213,7 +215,7 @@ impl Session {
             self.on_traffic(&mut link, seen).await?;
         }
         let by_peer = link.closing.is_none() && error.as_ref().is_some_and(closed_by_peer);
-        link.posts.lose(by_peer);
+        self.careful = link.posts.lose(by_peer);
         let good = link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
         let (reason, next) = match link.closing.take() {
             Some(closing) => (closing.reason, closing.next),
@@ -249,6 +251,7 @@ impl Session {
             Traffic::In(packet) => self.on_packet(link, packet).await,
             Traffic::Sent(packet_id) => {
                 link.posts.sent(packet_id);
+                link.flush(Instant::now());
                 Ok(())
             }
         }

@@ -48,7 +48,7 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(client: AsyncClient, config: &SessionConfig) -> Self {
+    pub(super) fn new(client: AsyncClient, config: &SessionConfig, careful: usize) -> Self {
         Self {
             client,
             accepted: false,
@@ -59,7 +59,7 @@ impl Link {
             refused: Vec::new(),
             acknowledged_by: None,
             queue: VecDeque::new(),
-            posts: Posts::new(config.in_flight),
+            posts: Posts::new(config.in_flight, careful),
             pacer: Pacer::new(config.publish_rate),
             last_topic: None,
             closing: None,

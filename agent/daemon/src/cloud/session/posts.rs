@@ -2,6 +2,10 @@
 //!
 //! The client library says in which order it wrote messages and under which packet ids; that ties an acknowledgement
 //! to its post.
+//!
+//! A broker closes the connection without a word at what it does not allow, and acknowledgements that it gave before may
+//! be lost with it. Which post was the reason is only known of one that was on its way alone: so what was lost in
+//! company goes one by one in the next connection, and a post that was suspected goes alone.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -27,12 +31,19 @@ pub(super) struct Posts {
     /// Posts that may be on their way at once.
     most: usize,
     on_their_way: usize,
+    /// The next so many go one by one.
+    careful: usize,
+    /// One that goes alone is on its way.
+    alone: bool,
+    /// Something that nobody acknowledges was written since the last acknowledgement.
+    unsure: bool,
     published: Vec<(u64, Fates)>,
 }
 
 impl Posts {
-    /// `in_flight`: what the connection may have on its way, publishes included; 0 = no limit.
-    pub(super) fn new(in_flight: u16) -> Self {
+    /// `in_flight`: what the connection may have on its way, publishes included; 0 = no limit. `careful`: posts that go
+    /// one by one, from the last connection.
+    pub(super) fn new(in_flight: u16, careful: usize) -> Self {
         let most = match usize::from(in_flight) {
             0 => usize::from(u16::MAX) / 2,
             // A tenth is for publishes alone: jobs do not wait until files have been acknowledged.
@@ -45,6 +56,9 @@ impl Posts {
             written: 0,
             most,
             on_their_way: 0,
+            careful,
+            alone: false,
+            unsure: false,
             published: Vec::new(),
         }
     }
@@ -55,7 +69,11 @@ impl Posts {
 
     /// One could be handed on now.
     pub(super) fn may_go(&self) -> bool {
-        !self.waiting.is_empty() && self.on_their_way < self.most
+        let Some((next, _)) = self.waiting.front() else { return false };
+        if self.careful > 0 || next.alone {
+            return self.flying.is_empty() && self.handed.iter().all(VecDeque::is_empty);
+        }
+        self.on_their_way < self.most && !self.alone
     }
 
     /// Hands one on to the client; `false` if there is none, or no room.
@@ -63,7 +81,7 @@ impl Posts {
         if !self.may_go() {
             return false;
         }
-        let Some((Post { id, topic, payload, qos, retain }, fates)) = self.waiting.pop_front() else {
+        let Some((Post { id, topic, payload, qos, retain, alone }, fates)) = self.waiting.pop_front() else {
             return false;
         };
         last_topic.clone_from(&Some(topic.clone()));
@@ -74,6 +92,7 @@ impl Posts {
         match client.try_publish(topic, payload, options.retain(retain)) {
             Ok(()) => {
                 self.on_their_way += 1;
+                self.alone = alone;
                 self.handed[usize::from(qos == Qos::AtLeastOnce)].push_back(Some((id, fates)));
             }
             Err(e) => fates.tell(Fate::Refused(id, format!("it cannot be sent: {e}"))),
@@ -91,6 +110,7 @@ impl Posts {
         if packet_id == 0 {
             let owner = self.handed[0].pop_front().flatten();
             self.finished(owner);
+            self.unsure = true;
         } else if let Some(owner) = self.handed[1].pop_front() {
             self.written += 1;
             self.flying.insert(packet_id, (self.written, owner));
@@ -101,11 +121,14 @@ impl Posts {
     pub(super) fn acknowledged(&mut self, packet_id: u16) {
         let owner = self.flying.remove(&packet_id).and_then(|(_, owner)| owner);
         self.finished(owner);
+        self.unsure = false;
     }
 
     fn finished(&mut self, owner: Owner) {
         if let Some(owner) = owner {
             self.on_their_way -= 1;
+            self.alone = false;
+            self.careful = self.careful.saturating_sub(1);
             self.published.push(owner);
         }
     }
@@ -118,11 +141,15 @@ impl Posts {
     }
 
     /// The connection is over. `by_peer`: the broker closed it without a word, as it does at what it does not allow.
-    pub(super) fn lose(&mut self, by_peer: bool) {
+    /// Returns how many posts are to go one by one in the next connection.
+    pub(super) fn lose(&mut self, by_peer: bool) -> usize {
         self.tell();
-        let suspect =
-            self.flying.values().min_by_key(|(order, _)| *order).and_then(|(_, owner)| owner.clone());
-        let suspect = suspect.filter(|_| by_peer);
+        let written = self.flying.values().filter(|(_, owner)| owner.is_some()).count();
+        let first = self.flying.values().min_by_key(|(order, _)| *order).and_then(|(_, owner)| owner.clone());
+        let suspect = first.filter(|_| by_peer && written == 1 && !self.unsure);
+        if by_peer && suspect.is_none() {
+            self.careful = self.careful.max(written);
+        }
         let waiting = self.waiting.drain(..).map(|(post, fates)| (post.id, fates));
         let handed = self.handed.iter_mut().flat_map(|queue| queue.drain(..)).flatten();
         let flying = std::mem::take(&mut self.flying).into_values().filter_map(|(_, owner)| owner);
@@ -131,7 +158,7 @@ impl Posts {
             let suspect = suspect.map(|(id, _)| (*id, CLOSED.to_owned()));
             fates.tell(Fate::Lost { ids, suspect });
         }
-        self.on_their_way = 0;
+        self.careful
     }
 }
 

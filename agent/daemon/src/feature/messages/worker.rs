@@ -280,10 +280,11 @@ impl Worker {
                 Loaded::Content(entry, bytes) => match messages::read(&bytes, &self.rules) {
                     Err(refusal) => self.refuse(spool, &entry, &refusal.to_string()),
                     Ok(message) => {
+                        let alone = self.sender.is_suspect(&place);
                         let id = self.sender.sent(place, now);
                         self.held.insert(id, entry);
                         let messages::Message { topic, payload, qos, retain } = message;
-                        batch.push(Post { id, topic, payload: payload.into(), qos, retain });
+                        batch.push(Post { id, topic, payload: payload.into(), qos, retain, alone });
                     }
                 },
             }
