@@ -4,8 +4,8 @@
 //! Being offline is no fault: what was on its way goes back into the queue. A file is at fault when the broker closes
 //! the connection and this message alone was on its way, or when its acknowledgement stays away while later ones come. It is tried again after a pause in which all others go on; after the last try it is given up.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::queue::{Place, Queue};
@@ -44,6 +44,7 @@ pub struct Verdicts {
 
 #[derive(Debug)]
 struct Flight {
+    id: u64,
     place: Place,
     sent: Boottime,
 }
@@ -54,14 +55,12 @@ pub struct Sender {
     pace: Pace,
     up: bool,
     queue: Queue,
-    /// By id, which is the order of sending.
-    flying: BTreeMap<u64, Flight>,
-    /// Their names.
-    aloft: BTreeSet<OsString>,
-    /// Pausing, and until when.
-    resting: BTreeSet<(Boottime, Place)>,
-    /// Failed tries.
-    tries: BTreeMap<OsString, u32>,
+    /// In the order of sending, which is that of their ids, and mostly that of their acknowledgements.
+    flying: VecDeque<Flight>,
+    /// Pausing, and until when: hardly ever more than a few.
+    resting: Vec<(Boottime, Place)>,
+    /// Failed tries: hardly ever more than a few.
+    tries: Vec<(OsString, u32)>,
     /// When the next message is due by the rate.
     due: Boottime,
     last_acknowledged: Boottime,
@@ -78,10 +77,9 @@ impl Sender {
             pace,
             up: false,
             queue: Queue::new(Queue::MOST),
-            flying: BTreeMap::new(),
-            aloft: BTreeSet::new(),
-            resting: BTreeSet::new(),
-            tries: BTreeMap::new(),
+            flying: VecDeque::new(),
+            resting: Vec::new(),
+            tries: Vec::new(),
             due: never,
             last_acknowledged: never,
             jam_told: never,
@@ -121,8 +119,8 @@ impl Sender {
     }
 
     fn is_new(&self, place: &Place) -> bool {
-        let resting = !self.tries.is_empty() && self.resting.iter().any(|(_, p)| p.name() == place.name());
-        !resting && !self.aloft.contains(place.name())
+        let same = |other: &Place| other.name() == place.name();
+        !self.flying.iter().any(|f| same(&f.place)) && !self.resting.iter().any(|(_, p)| same(p))
     }
 
     /// The directory is to be read: [`Sender::scan`].
@@ -144,8 +142,7 @@ impl Sender {
         if !self.may_send() || now < self.due {
             return None;
         }
-        while self.resting.first().is_some_and(|(due, _)| *due <= now) {
-            let Some((_, place)) = self.resting.pop_first() else { break };
+        for (_, place) in self.resting.extract_if(.., |(due, _)| *due <= now) {
             self.queue.put(place);
         }
         self.queue.take()
@@ -158,7 +155,7 @@ impl Sender {
     /// Whether a try of this file failed: nothing else should be on its way with it.
     #[must_use]
     pub fn is_suspect(&self, place: &Place) -> bool {
-        !self.tries.is_empty() && self.tries.contains_key(place.name())
+        self.tries.iter().any(|(name, _)| name == place.name())
     }
 
     /// The file is on its way, under the id that comes back.
@@ -168,34 +165,38 @@ impl Sender {
             self.due = self.due.max(earliest).after(gap);
         }
         self.last_id += 1;
-        self.aloft.insert(place.name().to_owned());
-        self.flying.insert(self.last_id, Flight { place, sent: now });
+        self.flying.push_back(Flight { id: self.last_id, place, sent: now });
         self.last_id
     }
 
     /// The file cannot be read for now.
     pub fn rest(&mut self, place: Place, now: Boottime) {
-        self.resting.insert((now.after(PAUSE.1), place));
+        self.resting.push((now.after(PAUSE.1), place));
     }
 
     /// The message has arrived: where its file stood, unless it was given up before.
     pub fn published(&mut self, id: u64, now: Boottime) -> Option<Place> {
         self.last_acknowledged = now;
         let place = self.land(id)?;
-        self.tries.remove(place.name());
+        self.forgive(place.name());
         Some(place)
     }
 
     fn land(&mut self, id: u64) -> Option<Place> {
-        let Flight { place, .. } = self.flying.remove(&id)?;
-        self.aloft.remove(place.name());
-        Some(place)
+        let at = self.flying.binary_search_by_key(&id, |f| f.id).ok()?;
+        self.flying.remove(at).map(|f| f.place)
+    }
+
+    /// Forgets the failed tries of a file, and says how many there were.
+    fn forgive(&mut self, name: &OsStr) -> u32 {
+        let at = self.tries.iter().position(|(tried, _)| tried == name);
+        at.map_or(0, |at| self.tries.swap_remove(at).1)
     }
 
     /// The message can never be sent.
     pub fn refused(&mut self, id: u64) {
         if let Some(place) = self.land(id) {
-            self.tries.remove(place.name());
+            self.forgive(place.name());
         }
     }
 
@@ -215,24 +216,23 @@ impl Sender {
     }
 
     fn failed(&mut self, id: u64, place: Place, why: String, now: Boottime, verdicts: &mut Verdicts) {
-        let tries = self.tries.get(place.name()).copied().unwrap_or(0) + 1;
+        let tries = self.forgive(place.name()) + 1;
         if tries > self.pace.retries {
-            self.tries.remove(place.name());
             verdicts.given_up.push((id, format!("{why}; tried {tries} times")));
             return;
         }
         if self.tries.len() < MAX_TRIED {
-            self.tries.insert(place.name().to_owned(), tries);
+            self.tries.push((place.name().to_owned(), tries));
         }
         let pause = PAUSE.0.saturating_mul(1 << (tries - 1).min(6)).min(PAUSE.1);
-        self.resting.insert((now.after(pause), place));
+        self.resting.push((now.after(pause), place));
     }
 
     /// What time decides.
     pub fn tick(&mut self, now: Boottime) -> Verdicts {
         let mut verdicts = Verdicts::default();
-        while let Some((&id, oldest)) = self.flying.first_key_value() {
-            let (sent, waited) = (oldest.sent, now.since(oldest.sent));
+        while let Some(&Flight { id, sent, .. }) = self.flying.front() {
+            let waited = now.since(sent);
             if self.overtaken(sent) && waited >= ACKNOWLEDGED_WITHIN {
                 let Some(place) = self.land(id) else { break };
                 let seconds = ACKNOWLEDGED_WITHIN.as_secs();
@@ -257,10 +257,10 @@ impl Sender {
     /// When something is to be done again without anything having happened.
     #[must_use]
     pub fn next_wake(&self) -> Option<Boottime> {
-        let resting = self.resting.first().map(|(due, _)| *due);
+        let resting = self.resting.iter().map(|(due, _)| *due).min();
         let turn = if self.queue.is_empty() { resting } else { Some(self.due) };
         let turn = turn.or(resting).filter(|_| self.may_send());
-        let answer = self.flying.values().next().and_then(|oldest| {
+        let answer = self.flying.front().and_then(|oldest| {
             let patience = if self.overtaken(oldest.sent) { ACKNOWLEDGED_WITHIN } else { JAM };
             (self.jam_told <= oldest.sent || patience == ACKNOWLEDGED_WITHIN)
                 .then(|| oldest.sent.after(patience))

@@ -18,7 +18,6 @@ mod folder;
 mod tests;
 mod watch;
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -108,7 +107,8 @@ pub struct Spool {
     failed: Failed,
     /// Bytes of a file that is read, at most.
     most: u64,
-    stuck: BTreeMap<OsString, (Identity, Due)>,
+    /// In the order of their names.
+    stuck: Vec<(Entry, Due)>,
     stuck_why: String,
 }
 
@@ -129,7 +129,7 @@ impl Spool {
             tmp.give_back(leaving, &new, leaving)
                 .map_err(|e| SpoolError::new("recover", &path.join("tmp"), e))?;
         }
-        let (stuck, stuck_why) = (BTreeMap::new(), String::new());
+        let (stuck, stuck_why) = (Vec::new(), String::new());
         Ok(Self { path: path.to_owned(), tmp, new, failed, most, stuck, stuck_why })
     }
 
@@ -150,7 +150,7 @@ impl Spool {
     pub fn scan(&self, times: bool, mut each: impl FnMut(OsString, i64)) -> Result<u64, SpoolError> {
         let mut count = 0;
         for name in self.new.names().map_err(|e| SpoolError::new("read", &self.path.join("new"), e))? {
-            if self.stuck.contains_key(&name) {
+            if self.find_stuck(&name).is_ok() {
                 continue;
             }
             let modified = if times { self.modified(&name) } else { 0 };
@@ -201,7 +201,7 @@ impl Spool {
         let file = match opened {
             Ok(fd) => File::from(fd),
             Err(Errno::ENOENT) => {
-                self.stuck.remove(name);
+                self.unstick(name);
                 return Loaded::Gone;
             }
             Err(e @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EINTR)) => {
@@ -246,11 +246,21 @@ impl Spool {
     }
 
     fn passed_over(&mut self, name: &OsStr, identity: Identity) -> bool {
-        let same = self.stuck.get(name).map(|(stuck, _)| *stuck == identity);
-        if same == Some(false) {
-            self.stuck.remove(name);
+        let same = self.find_stuck(name).is_ok_and(|at| self.stuck[at].0.identity == identity);
+        if !same {
+            self.unstick(name);
         }
-        same == Some(true)
+        same
+    }
+
+    fn find_stuck(&self, name: &OsStr) -> Result<usize, usize> {
+        self.stuck.binary_search_by(|(entry, _)| entry.name.as_os_str().cmp(name))
+    }
+
+    fn unstick(&mut self, name: &OsStr) {
+        if let Ok(at) = self.find_stuck(name) {
+            self.stuck.remove(at);
+        }
     }
 
     /// The file had its effect: it is removed.
@@ -266,13 +276,15 @@ impl Spool {
     fn settle(&mut self, entry: &Entry, due: Due) -> After {
         match self.try_settle(entry, &due) {
             Ok(after) => {
-                self.stuck.remove(&entry.name);
+                self.unstick(&entry.name);
                 after
             }
             Err(why) => {
                 self.stuck_why = why.to_string();
-                if self.stuck.len() < MAX_STUCK {
-                    self.stuck.insert(entry.name.clone(), (entry.identity, due));
+                match self.find_stuck(&entry.name) {
+                    Ok(at) => self.stuck[at] = (entry.clone(), due),
+                    Err(at) if self.stuck.len() < MAX_STUCK => self.stuck.insert(at, (entry.clone(), due)),
+                    Err(_) => {}
                 }
                 After::Stuck
             }
@@ -307,8 +319,8 @@ impl Spool {
 
     /// Tries to remove or move what is stuck once more.
     pub fn retry_stuck(&mut self) {
-        for (name, (identity, due)) in std::mem::take(&mut self.stuck) {
-            self.settle(&Entry { name, identity }, due);
+        for (entry, due) in std::mem::take(&mut self.stuck) {
+            self.settle(&entry, due);
         }
     }
 }

@@ -7,7 +7,7 @@
 //! be lost with it. Which post was the reason is only known of one that was on its way alone: so what was lost in
 //! company goes one by one in the next connection, and a post that was suspected goes alone.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use otandem_core::messages::Qos;
 use rumqttc::{AsyncClient, PublishOptions};
@@ -25,9 +25,8 @@ pub(super) struct Posts {
     waiting: VecDeque<(Post, Fates)>,
     /// Given to the client and not yet written: QoS 0, QoS 1.
     handed: [VecDeque<Owner>; 2],
-    /// Written and not acknowledged, by packet id, with their place in the order of writing.
-    flying: BTreeMap<u16, (u64, Owner)>,
-    written: u64,
+    /// Written and not acknowledged, in that order, which mostly is that of their acknowledgements; with packet ids.
+    flying: VecDeque<(u16, Owner)>,
     /// Posts that may be on their way at once.
     most: usize,
     on_their_way: usize,
@@ -52,8 +51,7 @@ impl Posts {
         Self {
             waiting: VecDeque::new(),
             handed: [VecDeque::new(), VecDeque::new()],
-            flying: BTreeMap::new(),
-            written: 0,
+            flying: VecDeque::new(),
             most,
             on_their_way: 0,
             careful,
@@ -112,14 +110,14 @@ impl Posts {
             self.finished(owner);
             self.unsure = true;
         } else if let Some(owner) = self.handed[1].pop_front() {
-            self.written += 1;
-            self.flying.insert(packet_id, (self.written, owner));
+            self.flying.push_back((packet_id, owner));
         }
     }
 
     /// The broker has a message.
     pub(super) fn acknowledged(&mut self, packet_id: u16) {
-        let owner = self.flying.remove(&packet_id).and_then(|(_, owner)| owner);
+        let at = self.flying.iter().position(|(id, _)| *id == packet_id);
+        let owner = at.and_then(|at| self.flying.remove(at)).and_then(|(_, owner)| owner);
         self.finished(owner);
         self.unsure = false;
     }
@@ -144,15 +142,15 @@ impl Posts {
     /// Returns how many posts are to go one by one in the next connection.
     pub(super) fn lose(&mut self, by_peer: bool) -> usize {
         self.tell();
-        let written = self.flying.values().filter(|(_, owner)| owner.is_some()).count();
-        let first = self.flying.values().min_by_key(|(order, _)| *order).and_then(|(_, owner)| owner.clone());
+        let written = self.flying.iter().filter(|(_, owner)| owner.is_some()).count();
+        let first = self.flying.front().and_then(|(_, owner)| owner.clone());
         let suspect = first.filter(|_| by_peer && written == 1 && !self.unsure);
         if by_peer && suspect.is_none() {
             self.careful = self.careful.max(written);
         }
         let waiting = self.waiting.drain(..).map(|(post, fates)| (post.id, fates));
         let handed = self.handed.iter_mut().flat_map(|queue| queue.drain(..)).flatten();
-        let flying = std::mem::take(&mut self.flying).into_values().filter_map(|(_, owner)| owner);
+        let flying = self.flying.drain(..).filter_map(|(_, owner)| owner);
         for (fates, ids) in by_owner(flying.chain(handed).chain(waiting)) {
             let suspect = suspect.as_ref().filter(|(_, owner)| *owner == fates);
             let suspect = suspect.map(|(id, _)| (*id, CLOSED.to_owned()));

@@ -1,17 +1,15 @@
 //! How much may wait in new/, and what goes when it is more. Without bounds nothing is counted, and nothing goes.
 
-use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::time::Duration;
 
+use otandem_core::messages::{Order, Queue};
 use otandem_core::time::Boottime;
 use otandem_device::machine::now as boottime;
 use otandem_device::spool::{Entry, Spool, SpoolError};
 
 use crate::config::{Excess, Limits};
 
-/// Files that are looked for at once to be dropped.
-const VICTIMS: usize = 4096;
 /// The count may be wrong where files are overwritten or taken away; it is renewed at most this often.
 const RECOUNT: Duration = Duration::from_secs(1);
 
@@ -111,15 +109,14 @@ impl Bounds {
         let over = |of: &Self| (files > 0 && of.files > files) || (bytes > 0 && of.bytes > bytes);
         let mut refused = vec![];
         while over(self) {
-            let victims = self.victims(spool)?;
+            let mut victims = self.victims(spool)?;
             if victims.is_empty() {
                 break;
             }
-            for name in victims {
-                if !over(self) {
-                    break;
-                }
-                let Some(entry) = spool.entry(&name) else { continue };
+            while over(self)
+                && let Some(victim) = victims.take()
+            {
+                let Some(entry) = spool.entry(victim.name()) else { continue };
                 if self.limits.excess == Excess::Refuse {
                     self.left(&entry);
                     refused.push((entry, self.reason()));
@@ -135,17 +132,14 @@ impl Bounds {
         Ok(refused)
     }
 
-    /// Those that go first, in that order.
-    fn victims(&self, spool: &Spool) -> Result<Vec<OsString>, SpoolError> {
-        let oldest = self.limits.excess == Excess::Oldest;
-        let mut first: BTreeSet<(i64, OsString)> = BTreeSet::new();
-        spool.scan(true, |name, modified| {
-            first.insert((if oldest { modified } else { modified.saturating_neg() }, name));
-            if first.len() > VICTIMS {
-                first.pop_last();
-            }
-        })?;
-        Ok(first.into_iter().map(|(_, name)| name).collect())
+    /// The first of those that go, in that order.
+    fn victims(&self, spool: &Spool) -> Result<Queue, SpoolError> {
+        let order =
+            if self.limits.excess == Excess::Oldest { Order::OldestFirst } else { Order::NewestFirst };
+        let mut first = Queue::new(Queue::MOST);
+        first.clear();
+        spool.scan(true, |name, modified| first.put(order.place(name, modified)))?;
+        Ok(first)
     }
 
     fn delete(&mut self, spool: &mut Spool, entry: &Entry) {

@@ -1,7 +1,7 @@
 //! The thread of one directory: waits for files, acknowledgements and time, and does what the
 //! [`Sender`](otandem_core::messages::Sender) decides.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::io::Read;
 use std::path::Path;
@@ -79,8 +79,8 @@ pub(super) struct Worker {
     shown: Arc<Mutex<Shown>>,
     sender: Sender,
     bounds: Bounds,
-    /// The files of messages on their way.
-    held: HashMap<u64, Entry>,
+    /// The files of messages on their way, by id, which only grows.
+    held: VecDeque<(u64, Entry)>,
     /// Files beyond those that the sender knows.
     beyond: u64,
     sent: u64,
@@ -115,7 +115,7 @@ impl Worker {
             orders,
             bell,
             shown,
-            held: HashMap::new(),
+            held: VecDeque::new(),
             beyond: 0,
             sent: 0,
             last_error: None,
@@ -282,7 +282,7 @@ impl Worker {
                     Ok(message) => {
                         let alone = self.sender.is_suspect(&place);
                         let id = self.sender.sent(place, now);
-                        self.held.insert(id, entry);
+                        self.held.push_back((id, entry));
                         let messages::Message { topic, payload, qos, retain } = message;
                         batch.push(Post { id, topic, payload: payload.into(), qos, retain, alone });
                     }
@@ -309,7 +309,7 @@ impl Worker {
                 for id in ids {
                     self.sender.published(id, now);
                     self.sent += 1;
-                    let entry = self.held.remove(&id);
+                    let entry = self.release(id);
                     if let (Some(spool), Some(entry)) = (spool.as_deref_mut(), entry) {
                         self.bounds.left(&entry);
                         let after = spool.done(&entry);
@@ -320,7 +320,7 @@ impl Worker {
             Fate::Lost { ids, suspect } => {
                 let verdicts = self.sender.lost(&ids, suspect.as_ref(), now);
                 self.obey(spool, verdicts);
-                ids.iter().for_each(|id| drop(self.held.remove(id)));
+                ids.into_iter().for_each(|id| drop(self.release(id)));
             }
             Fate::Refused(id, why) => {
                 self.sender.refused(id);
@@ -329,9 +329,14 @@ impl Worker {
         }
     }
 
+    fn release(&mut self, id: u64) -> Option<Entry> {
+        let at = self.held.binary_search_by_key(&id, |(held, _)| *held).ok()?;
+        self.held.remove(at).map(|(_, entry)| entry)
+    }
+
     fn obey(&mut self, mut spool: Option<&mut Spool>, verdicts: Verdicts) {
         for (id, why) in verdicts.given_up {
-            if let (Some(spool), Some(entry)) = (spool.as_deref_mut(), self.held.remove(&id)) {
+            if let (Some(spool), Some(entry)) = (spool.as_deref_mut(), self.release(id)) {
                 self.refuse(spool, &entry, &why);
             }
         }
