@@ -113,6 +113,19 @@ fn the_example_of_the_manual_is_published_word_for_word() {
 }
 
 #[test]
+fn messages_need_no_jobs_and_no_subscription() {
+    let world = off(&[]);
+    world.lab.set_policy(Policy::default().allow(Action::Connect, "*").allow(Action::Publish, "data/*"));
+    world.device.configure("jobs", "enabled", "false").unwrap();
+    put(&world, "quick", "{\"topic\":\"data/n\",\"payload\":0,\"qos\":0}");
+    put_numbers(&world, 1..3);
+    let world = on(world);
+    wait_count(&world, "data/n", 3);
+    wait_empty(&world);
+    world.finish();
+}
+
+#[test]
 fn a_device_that_boots_offline_keeps_everything_and_sends_it_in_order_on_connect() {
     let world = fast();
     world.lab.deactivate(&world.thing);

@@ -40,8 +40,8 @@ impl Check<'_> {
         ];
         let excesses = [("refuse", Excess::Refuse), ("oldest", Excess::Oldest), ("newest", Excess::Newest)];
         let concurrency = f.concurrency.unwrap_or(10);
-        if concurrency == 0 {
-            self.wrong(&key("concurrency"), "must be at least 1", AREA);
+        if !(1..=1000).contains(&concurrency) {
+            self.wrong(&key("concurrency"), "must be 1 to 1000", AREA);
         }
         let reserved = if f.reserved_topics == Some(true) { Reserved::Allowed } else { Reserved::Refused };
         let bytes = |value: Option<Bytes>, default: u64| value.map_or(default, |b| b.0);

@@ -1,31 +1,25 @@
 //! How much may wait in new/, and what goes when it is more. Without bounds nothing is counted, and nothing goes.
 
 use std::ffi::OsStr;
-use std::time::Duration;
 
 use otandem_core::messages::{Order, Queue};
-use otandem_core::time::Boottime;
-use otandem_device::machine::now as boottime;
 use otandem_device::spool::{Entry, Spool, SpoolError};
 
 use crate::config::{Excess, Limits};
-
-/// The count may be wrong where files are overwritten or taken away; it is renewed at most this often.
-const RECOUNT: Duration = Duration::from_secs(1);
 
 /// The count of what waits.
 #[derive(Debug)]
 pub(super) struct Bounds {
     limits: Limits,
+    /// At least as much as there is: what is overwritten or taken away by others is still in it.
     files: u64,
     bytes: u64,
-    counted: Option<Boottime>,
     dropped: u64,
 }
 
 impl Bounds {
     pub(super) const fn new(limits: Limits) -> Self {
-        Self { limits, files: 0, bytes: 0, counted: None, dropped: 0 }
+        Self { limits, files: 0, bytes: 0, dropped: 0 }
     }
 
     /// Files dropped so far.
@@ -37,41 +31,20 @@ impl Bounds {
         self.limits.files > 0 || self.limits.bytes > 0
     }
 
-    const fn exceeded(&self) -> bool {
-        let Limits { files, bytes, .. } = self.limits;
+    const fn above(&self, files: u64, bytes: u64) -> bool {
         (files > 0 && self.files > files) || (bytes > 0 && self.bytes > bytes)
     }
 
-    /// A file has come. What comes back is to be refused.
-    pub(super) fn came(&mut self, spool: &mut Spool, name: &OsStr) -> Option<(Entry, String)> {
-        if !self.are_set() {
-            return None;
-        }
-        let entry = spool.entry(name)?;
-        self.files += 1;
-        self.bytes += entry.identity.size();
-        if !self.exceeded() {
-            return None;
-        }
-        if self.counted.is_none_or(|then| boottime().since(then) >= RECOUNT) {
-            self.count(spool).ok()?;
-            if !self.exceeded() {
-                return None;
-            }
-        }
-        match self.limits.excess {
-            Excess::Oldest => {
-                // Some more than must go, so that not every file that comes is a reason to read the directory.
-                let room = |limit: u64| limit - limit / 10;
-                let (files, bytes) = (room(self.limits.files), room(self.limits.bytes));
-                let _ = self.trim(spool, files, bytes);
-                None
-            }
-            Excess::Newest => {
-                self.delete(spool, &entry);
-                None
-            }
-            Excess::Refuse => Some((entry, self.reason())),
+    /// More may wait than may: time for a [`Bounds::survey`].
+    pub(super) const fn exceeded(&self) -> bool {
+        self.above(self.limits.files, self.limits.bytes)
+    }
+
+    /// A file has come, or may have been there before.
+    pub(super) fn came(&mut self, spool: &Spool, name: &OsStr) {
+        if self.are_set() {
+            self.files += 1;
+            self.bytes += self.size(spool, name);
         }
     }
 
@@ -81,72 +54,67 @@ impl Bounds {
         self.bytes = self.bytes.saturating_sub(entry.identity.size());
     }
 
-    /// Counts what waits, and drops what is too much. What comes back is to be refused.
-    pub(super) fn survey(&mut self, spool: &mut Spool) -> Result<Vec<(Entry, String)>, SpoolError> {
+    fn size(&self, spool: &Spool, name: &OsStr) -> u64 {
+        if self.limits.bytes == 0 {
+            return 0;
+        }
+        spool.entry(name).map_or(0, |entry| entry.identity.size())
+    }
+
+    /// Counts what waits, and deletes what is too much. What comes back is to be refused, and then this is to be called
+    /// again. What `is_held` is on its way and stays.
+    pub(super) fn survey(
+        &mut self,
+        spool: &mut Spool,
+        is_held: impl Fn(&OsStr) -> bool,
+    ) -> Result<Vec<(Entry, String)>, SpoolError> {
         if !self.are_set() {
             return Ok(vec![]);
         }
         self.count(spool)?;
-        self.trim(spool, self.limits.files, self.limits.bytes)
-    }
-
-    fn count(&mut self, spool: &Spool) -> Result<(), SpoolError> {
-        let mut bytes = 0;
-        self.files = spool.scan(false, |name, _| {
-            bytes += spool.entry(&name).map_or(0, |entry| entry.identity.size());
-        })?;
-        (self.bytes, self.counted) = (bytes, Some(boottime()));
-        Ok(())
-    }
-
-    /// Until what waits is within these bounds: deletes, or gives back what is to be refused.
-    fn trim(
-        &mut self,
-        spool: &mut Spool,
-        files: u64,
-        bytes: u64,
-    ) -> Result<Vec<(Entry, String)>, SpoolError> {
-        let over = |of: &Self| (files > 0 && of.files > files) || (bytes > 0 && of.bytes > bytes);
+        if !self.exceeded() {
+            return Ok(vec![]);
+        }
+        let Limits { files, bytes, excess } = self.limits;
+        // Some more than must go, so that not every file that comes is a reason to read the directory.
+        let room = |limit: u64| if excess == Excess::Oldest { limit - limit / 10 } else { limit };
+        let mut victims = self.victims(spool, is_held)?;
         let mut refused = vec![];
-        while over(self) {
-            let mut victims = self.victims(spool)?;
-            if victims.is_empty() {
-                break;
-            }
-            while over(self)
-                && let Some(victim) = victims.take()
-            {
-                let Some(entry) = spool.entry(victim.name()) else { continue };
-                if self.limits.excess == Excess::Refuse {
-                    self.left(&entry);
-                    refused.push((entry, self.reason()));
-                } else {
-                    self.delete(spool, &entry);
-                }
-            }
-            if !refused.is_empty() {
-                // The rest is found when these are gone.
-                break;
+        while self.above(room(files), room(bytes))
+            && let Some(victim) = victims.take()
+        {
+            let Some(entry) = spool.entry(victim.name()) else { continue };
+            self.left(&entry);
+            if excess == Excess::Refuse {
+                refused.push((entry, self.reason()));
+            } else {
+                self.dropped += 1;
+                tracing::debug!("{:?} is dropped: {}", entry.name, self.reason());
+                let _ = spool.done(&entry);
             }
         }
         Ok(refused)
     }
 
+    fn count(&mut self, spool: &Spool) -> Result<(), SpoolError> {
+        let mut bytes = 0;
+        self.files = spool.scan(false, |name, _| bytes += self.size(spool, &name))?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
     /// The first of those that go, in that order.
-    fn victims(&self, spool: &Spool) -> Result<Queue, SpoolError> {
+    fn victims(&self, spool: &Spool, is_held: impl Fn(&OsStr) -> bool) -> Result<Queue, SpoolError> {
         let order =
             if self.limits.excess == Excess::Oldest { Order::OldestFirst } else { Order::NewestFirst };
         let mut first = Queue::new(Queue::MOST);
         first.clear();
-        spool.scan(true, |name, modified| first.put(order.place(name, modified)))?;
+        spool.scan(true, |name, modified| {
+            if !is_held(&name) {
+                first.put(order.place(name, modified));
+            }
+        })?;
         Ok(first)
-    }
-
-    fn delete(&mut self, spool: &mut Spool, entry: &Entry) {
-        self.left(entry);
-        self.dropped += 1;
-        tracing::debug!("{}: dropped, {}", entry.name.display(), self.reason());
-        let _ = spool.done(entry);
     }
 
     fn reason(&self) -> String {

@@ -306,12 +306,13 @@ fn limited(excess: Excess) -> Bench {
     Bench::new(|s| s.bounds = Limits { files: 20, bytes: 0, excess })
 }
 
-/// Its files were modified in the order of their names.
+/// Files that were modified in the order of their names.
 fn fill(bench: &Bench, names: &[String]) {
-    for (n, name) in names.iter().enumerate() {
+    for name in names {
         let file = bench.path("tmp").join(name);
         fs::write(&file, format!("{{\"topic\":\"t\",\"payload\":{name:?}}}")).unwrap();
-        let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000 + n as u64);
+        let seconds = 1_000_000_000 + name.parse::<u64>().unwrap();
+        let time = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();
         fs::rename(&file, bench.path("new").join(name)).unwrap();
     }
@@ -321,24 +322,50 @@ fn fill(bench: &Bench, names: &[String]) {
 fn of_more_than_may_wait_the_oldest_the_newest_or_none_are_kept() {
     let all = names(30);
     for (excess, kept, failed) in
-        [(Excess::Oldest, &all[10..], 0), (Excess::Newest, &all[..20], 0), (Excess::Refuse, &all[..20], 10)]
+        [(Excess::Oldest, &all[12..], 0), (Excess::Newest, &all[..20], 0), (Excess::Refuse, &all[..20], 10)]
     {
         let mut bench = limited(excess);
         fill(&bench, &all);
         bench.start();
-        let status = bench.wait("the rest", |s| s["waiting"] == 20);
+        let status = bench.wait("the rest", |s| s["waiting"] == kept.len());
         assert_eq!(bench.list("new"), kept.iter().cloned().collect(), "{excess:?}");
+        let gone = (30 - kept.len()) as u64;
         assert_eq!(
             (status["failed"].as_u64(), status["dropped"].as_u64()),
-            (Some(failed), Some(10 - failed))
+            (Some(failed), Some(gone - failed))
         );
-        // And while it runs.
-        bench.message("99999");
-        let done = |s: &Value| s["dropped"].as_u64().unwrap() + s["failed"].as_u64().unwrap() > 10;
-        bench.wait("one more", done);
+        // And while it runs; the same file again is no more than before.
+        for _ in 0..50 {
+            fill(&bench, &all[15..16]);
+        }
+        fill(&bench, &["99997".into(), "99998".into(), "99999".into()]);
+        let more = |s: &Value| s["dropped"].as_u64().unwrap() + s["failed"].as_u64().unwrap() > gone;
+        bench.wait("one more", more);
+        bench.wait("the last", |_| bench.list("new").len() <= 20);
         assert_eq!(bench.list("new").contains("99999"), excess == Excess::Oldest, "{excess:?}");
-        assert!(bench.list("new").len() <= 20);
+        assert!(bench.list("new").contains("00015"), "{excess:?}");
     }
+}
+
+#[test]
+fn of_large_messages_only_a_few_are_in_memory() {
+    let mut bench = Bench::new(|s| s.pace.concurrency = 1000);
+    for name in names(50) {
+        bench.put(&name, &format!("{{\"topic\":\"t\",\"payload\":\"{}\"}}", "x".repeat(120_000)));
+    }
+    bench.start();
+    bench.up();
+    let mut ids: Vec<u64> = vec![];
+    let mut most = 0;
+    for done in 0..50 {
+        while ids.len() <= done {
+            ids.extend(bench.posts().iter().map(|post| post.id));
+        }
+        most = most.max(ids.len() - done);
+        bench.tell(Fate::Published(vec![ids[done]]));
+    }
+    assert!((10..=20).contains(&most), "{most}");
+    bench.wait_empty();
 }
 
 #[test]

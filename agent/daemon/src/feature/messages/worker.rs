@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(60);
 const NEWS: usize = 16;
 /// Messages that are handed on together.
 const BATCH: usize = 16;
+/// Bytes of files that are held by messages on their way; a single one may be larger.
+const HELD: u64 = 2 << 20;
 /// Between two lines in the log about refused files.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -81,6 +83,7 @@ pub(super) struct Worker {
     bounds: Bounds,
     /// The files of messages on their way, by id, which only grows.
     held: VecDeque<(u64, Entry)>,
+    held_bytes: u64,
     /// Files beyond those that the sender knows.
     beyond: u64,
     sent: u64,
@@ -116,6 +119,7 @@ impl Worker {
             bell,
             shown,
             held: VecDeque::new(),
+            held_bytes: 0,
             beyond: 0,
             sent: 0,
             last_error: None,
@@ -197,6 +201,11 @@ impl Worker {
             if let Some(over) = self.news(spool, watch) {
                 return over;
             }
+            if self.bounds.exceeded()
+                && let Err(why) = self.bound(spool)
+            {
+                return Over::Gone(why);
+            }
             let verdicts = self.sender.tick(now);
             self.obey(Some(&mut *spool), verdicts);
             if now.since(self.looked) >= LOOK {
@@ -213,7 +222,9 @@ impl Worker {
             }
             self.publish(spool, now);
             self.show(spool);
-            let wake = if spool.is_blocked() { None } else { self.sender.next_wake() };
+            // Otherwise an acknowledgement, or the next look, changes something.
+            let may_send = !spool.is_blocked() && !self.is_full();
+            let wake = self.sender.next_wake().filter(|_| may_send);
             let wake = if self.sender.wants_scan() { Some(now) } else { wake };
             let look = self.looked.after(LOOK);
             watch.wait(&self.bell, Some(wake.unwrap_or(look).min(look).since(boottime())));
@@ -239,24 +250,29 @@ impl Worker {
         None
     }
 
-    fn came(&mut self, spool: &mut Spool, name: &OsStr) {
-        if let Some((entry, why)) = self.bounds.came(spool, name) {
-            self.refuse(spool, &entry, &why);
-        }
+    fn came(&mut self, spool: &Spool, name: &OsStr) {
+        self.bounds.came(spool, name);
         let order = self.settings.order;
         let modified = if order.by_time() { spool.modified(name) } else { 0 };
         self.sender.came(order.place(name.to_owned(), modified));
     }
 
-    /// Reads the whole directory, of which the sender remembers the beginning.
-    fn scan(&mut self, spool: &mut Spool) -> Result<(), String> {
+    /// Drops what is too much.
+    fn bound(&mut self, spool: &mut Spool) -> Result<(), String> {
         loop {
-            let too_much = self.bounds.survey(spool).map_err(|e| e.to_string())?;
+            let held = &self.held;
+            let too_much = self.bounds.survey(spool, |name| held.iter().any(|(_, entry)| entry.name == name));
+            let too_much = too_much.map_err(|e| e.to_string())?;
             if too_much.is_empty() {
-                break;
+                return Ok(());
             }
             too_much.iter().for_each(|(entry, why)| self.refuse(spool, entry, why));
         }
+    }
+
+    /// Reads the whole directory, of which the sender remembers the beginning.
+    fn scan(&mut self, spool: &mut Spool) -> Result<(), String> {
+        self.bound(spool)?;
         let (order, sender) = (self.settings.order, &mut self.sender);
         sender.scan();
         let all = spool.scan(order.by_time(), |name, modified| sender.seen(order.place(name, modified)));
@@ -268,7 +284,7 @@ impl Worker {
     /// Sends what may be sent now.
     fn publish(&mut self, spool: &mut Spool, now: Boottime) {
         let mut batch = Vec::new();
-        while !spool.is_blocked() {
+        while !spool.is_blocked() && !self.is_full() {
             let Some(place) = self.sender.next(now) else { break };
             match spool.load(place.name()) {
                 Loaded::Gone => {}
@@ -282,6 +298,7 @@ impl Worker {
                     Ok(message) => {
                         let alone = self.sender.is_suspect(&place);
                         let id = self.sender.sent(place, now);
+                        self.held_bytes += entry.identity.size();
                         self.held.push_back((id, entry));
                         let messages::Message { topic, payload, qos, retain } = message;
                         batch.push(Post { id, topic, payload: payload.into(), qos, retain, alone });
@@ -293,6 +310,11 @@ impl Worker {
             }
         }
         self.hand_on(batch);
+    }
+
+    /// As much is on its way as may be in memory.
+    fn is_full(&self) -> bool {
+        self.held_bytes >= HELD
     }
 
     fn hand_on(&self, batch: Vec<Post>) {
@@ -331,7 +353,9 @@ impl Worker {
 
     fn release(&mut self, id: u64) -> Option<Entry> {
         let at = self.held.binary_search_by_key(&id, |(held, _)| *held).ok()?;
-        self.held.remove(at).map(|(_, entry)| entry)
+        let (_, entry) = self.held.remove(at)?;
+        self.held_bytes -= entry.identity.size();
+        Some(entry)
     }
 
     fn obey(&mut self, mut spool: Option<&mut Spool>, verdicts: Verdicts) {
@@ -352,7 +376,7 @@ impl Worker {
     fn refuse(&mut self, spool: &mut Spool, entry: &Entry, why: &str) {
         self.bounds.left(entry);
         let after = spool.fail(entry, why);
-        let line = format!("{}: {why}", entry.name.display());
+        let line = format!("{:?}: {why}", entry.name);
         self.unlogged += 1;
         let now = boottime();
         if self.logged.is_none_or(|last| now.since(last) >= QUIET) {
@@ -369,7 +393,7 @@ impl Worker {
         match after {
             After::Nothing => {}
             After::Another => self.came(spool, &entry.name),
-            After::Stuck => tracing::debug!("{}: {}", entry.name.display(), spool.stuck().1),
+            After::Stuck => tracing::debug!("{:?}: {}", entry.name, spool.stuck().1),
         }
     }
 
