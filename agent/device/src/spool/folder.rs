@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::SpoolError;
@@ -124,12 +124,19 @@ impl Folder {
     /// A directory in this one, made where it is missing.
     pub(super) fn make(&self, name: &OsStr, mode: libc::mode_t) -> Result<Self, SpoolError> {
         let path = self.path.join(name);
-        match mkdirat(&self.fd, name, Mode::from_bits_truncate(mode)) {
-            Ok(()) | Err(Errno::EEXIST) => {}
+        let mode = Mode::from_bits_truncate(mode);
+        let made = match mkdirat(&self.fd, name, mode) {
+            Ok(()) => true,
+            Err(Errno::EEXIST) => false,
             Err(e) => return Err(SpoolError::new("create", &path, e)),
+        };
+        let fd = openat(&self.fd, name, FLAGS | OFlag::O_NOFOLLOW, Mode::empty())
+            .map_err(|e| SpoolError::new("open", &path, e))?;
+        if made {
+            // Whatever the umask says.
+            fchmod(&fd, mode).map_err(|e| SpoolError::new("set the mode of", &path, e))?;
         }
-        let fd = openat(&self.fd, name, FLAGS | OFlag::O_NOFOLLOW, Mode::empty());
-        Ok(Self { fd: fd.map_err(|e| SpoolError::new("open", &path, e))?, path })
+        Ok(Self { fd, path })
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -66,11 +66,13 @@ impl Place {
 #[test]
 fn what_is_missing_is_made_and_only_owner_and_group_may_write_there() {
     let place = place();
-    for (part, mode) in [(".", 0o755), ("tmp", 0o770), ("new", 0o770), ("failed", 0o750)] {
-        let meta = fs::metadata(place.path(part)).unwrap();
-        // The umask may take something away.
-        assert_eq!(meta.mode() & 0o777 & !mode, 0, "{part}");
+    for (part, mode) in [("tmp", 0o770), ("new", 0o770), ("failed", 0o750)] {
+        assert_eq!(fs::metadata(place.path(part)).unwrap().mode() & 0o7777, mode, "{part}");
     }
+    // What is there stays as its owner made it.
+    fs::set_permissions(place.path("new"), fs::Permissions::from_mode(0o1777)).unwrap();
+    Spool::open(&place.path("."), 100, KEEP).unwrap();
+    assert_eq!(fs::metadata(place.path("new")).unwrap().mode() & 0o7777, 0o1777);
     assert!(place.spool.is_there());
 }
 
