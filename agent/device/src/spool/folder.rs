@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::libc;
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fstat, fstatat, mkdirat};
+use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use super::SpoolError;
@@ -70,34 +70,28 @@ pub(super) struct Stat {
 }
 
 impl Stat {
-    pub(super) fn of(file: &File) -> Result<Self, Errno> {
-        fstat(file).map(Self::from)
+    pub(super) fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|meta| Self::from(&meta))
     }
 }
 
-impl From<FileStat> for Stat {
-    // The fields are narrower on other processors.
-    #[allow(clippy::useless_conversion, clippy::cast_lossless, clippy::unnecessary_cast)]
-    fn from(s: FileStat) -> Self {
-        let kind = match SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT {
-            SFlag::S_IFREG => Kind::File,
-            SFlag::S_IFDIR => Kind::Directory,
-            SFlag::S_IFLNK => Kind::Link,
+impl From<&Metadata> for Stat {
+    fn from(meta: &Metadata) -> Self {
+        let kind = match meta.file_type() {
+            kind if kind.is_file() => Kind::File,
+            kind if kind.is_dir() => Kind::Directory,
+            kind if kind.is_symlink() => Kind::Link,
             _ => Kind::Other,
         };
         let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000).saturating_add(nanos);
         let identity = Identity {
-            dev: s.st_dev as u64,
-            inode: s.st_ino as u64,
-            modified: nanos(i64::from(s.st_mtime), i64::from(s.st_mtime_nsec)),
+            dev: meta.dev(),
+            inode: meta.ino(),
+            modified: nanos(meta.mtime(), meta.mtime_nsec()),
             // What a directory or a link says of itself is nobody's content.
-            size: if kind == Kind::File {
-                u64::try_from(i64::from(s.st_size)).unwrap_or_default()
-            } else {
-                0
-            },
+            size: if kind == Kind::File { meta.size() } else { 0 },
         };
-        Self { kind, identity, changed: nanos(i64::from(s.st_ctime), i64::from(s.st_ctime_nsec)) }
+        Self { kind, identity, changed: nanos(meta.ctime(), meta.ctime_nsec()) }
     }
 }
 
@@ -154,8 +148,8 @@ impl Folder {
 
     /// Whether this is what `meta` was found of.
     pub(super) fn is(&self, meta: &Metadata) -> bool {
-        let own = fstat(&self.fd).map(|stat| Stat::from(stat).identity);
-        own.is_ok_and(|own| (own.dev, own.inode) == (meta.dev(), meta.ino()))
+        let own = std::fs::metadata(self.by_number());
+        own.is_ok_and(|own| (own.dev(), own.ino()) == (meta.dev(), meta.ino()))
     }
 
     pub(super) fn names(&self) -> io::Result<impl Iterator<Item = OsString> + use<>> {
@@ -164,7 +158,8 @@ impl Folder {
     }
 
     pub(super) fn stat(&self, name: &OsStr) -> io::Result<Stat> {
-        Ok(fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?.into())
+        // By a path, since only this knows large numbers on small processors.
+        std::fs::symlink_metadata(self.by_number().join(name)).map(|meta| Stat::from(&meta))
     }
 
     pub(super) fn rename(&self, name: &OsStr, to: &Self, new_name: &OsStr) -> io::Result<()> {

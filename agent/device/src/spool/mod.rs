@@ -211,7 +211,7 @@ impl Spool {
         };
         let stat = match Stat::of(&file) {
             Ok(stat) => stat,
-            Err(e) => return Loaded::Later(e.into()),
+            Err(e) => return Loaded::Later(e),
         };
         if self.passed_over(name, stat.identity) {
             return Loaded::Gone;
