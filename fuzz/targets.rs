@@ -2,13 +2,13 @@
 //! by the tests of each module. `fuzz_targets/` runs these under a fuzzer, `agent/core/tests/corpora.rs` replays
 //! the corpora on a stable compiler. What the boot back ends read is in `boot_targets.rs`.
 
-use otandem_core::{fota, frame, image, jobs, record, seal};
+use otandem_core::{fota, frame, image, jobs, messages, record, seal};
 
 /// What runs on one input.
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 7] = [
+pub const ALL: [(&str, Target); 8] = [
     ("job_document", job_document),
     ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
@@ -16,6 +16,7 @@ pub const ALL: [(&str, Target); 7] = [
     ("record", record_of_a_device),
     ("seal", seal_of_a_job),
     ("digest", digest_of_an_image),
+    ("message", message_file),
 ];
 
 /// A job document as text.
@@ -84,5 +85,22 @@ pub fn seal_of_a_job(data: &[u8]) {
 pub fn digest_of_an_image(data: &[u8]) {
     if let Ok(digest) = String::from_utf8_lossy(data).parse::<image::Sha256>() {
         assert_eq!(digest.to_string().parse(), Ok(digest));
+    }
+}
+
+/// A letterhead, a zero byte, a message file; or a message file alone.
+pub fn message_file(data: &[u8]) {
+    let (letterhead, file) = match data.iter().position(|b| *b == 0) {
+        Some(at) => (messages::Letterhead::read(&data[..at]).ok(), &data[at + 1..]),
+        None => (None, data),
+    };
+    let rules = messages::Rules { letterhead, ..Default::default() };
+    if let Ok(message) = messages::read(file, &rules) {
+        assert_eq!(
+            messages::check_topic(&message.topic, rules.reserved),
+            Ok(()),
+            "a topic that no broker takes"
+        );
+        assert!(message.payload.len() <= messages::MAX_PAYLOAD, "a payload that no broker takes");
     }
 }

@@ -16,6 +16,7 @@ pub mod frame;
 pub mod image;
 pub mod jobs;
 pub mod machine;
+pub mod messages;
 pub mod plan;
 pub mod record;
 pub mod seal;

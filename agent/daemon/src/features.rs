@@ -11,7 +11,7 @@ use otandem_core::jobs::intake::JobRules;
 
 use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
-use crate::config::{BootKind, Bootloader, CloudSettings, NetworkSettings, UpdateSettings};
+use crate::config::{BootKind, Bootloader, CloudSettings, MessagesSettings, NetworkSettings, UpdateSettings};
 use crate::feature::Feature;
 use crate::feature::jobs::Others;
 
@@ -20,6 +20,7 @@ use crate::feature::jobs::Others;
 pub fn list() -> Vec<&'static str> {
     let all = [
         ("jobs", cfg!(feature = "jobs")),
+        ("messages", cfg!(feature = "messages")),
         ("gzip", cfg!(feature = "gzip")),
         ("xz", cfg!(feature = "xz")),
         ("boot-custom", cfg!(feature = "boot-custom")),
@@ -145,14 +146,23 @@ pub fn connect(
     return None;
 }
 
-/// Everything that uses the cloud session, for this device.
+/// Jobs; `None` where this build has none.
 #[must_use]
-pub fn cloud(identity: Identity, rules: JobRules, others: Others) -> Vec<Box<dyn Feature>> {
-    let mut features: Vec<Box<dyn Feature>> = vec![];
-    if cfg!(feature = "jobs") {
-        features.push(Box::new(crate::feature::jobs::Jobs::new(identity, rules, others, fastrand::u64(..))));
+pub fn jobs(identity: Identity, rules: JobRules, others: Others) -> Option<Box<dyn Feature>> {
+    if !cfg!(feature = "jobs") {
+        return None;
     }
-    features
+    Some(Box::new(crate::feature::jobs::Jobs::new(identity, rules, others, fastrand::u64(..))))
+}
+
+/// Files that become messages; `None` where this build has no such function.
+#[must_use]
+pub fn messages(directories: Vec<MessagesSettings>) -> Option<Box<dyn Feature>> {
+    if !cfg!(feature = "messages") {
+        tracing::error!("[messages] has no effect: build with --features messages");
+        return None;
+    }
+    Some(Box::new(crate::feature::messages::Messages::new(directories)))
 }
 
 #[cfg(test)]

@@ -19,4 +19,5 @@ pub mod jobs;
 pub mod machine;
 pub mod memory;
 pub mod run;
+pub mod spool;
 pub mod state;

@@ -159,6 +159,9 @@ impl Agent {
         mut stop: oneshot::Receiver<()>,
         until: Until,
     ) -> Ended {
+        if let Some(link) = &self.link {
+            self.features.iter_mut().for_each(|feature| feature.attach(&link.ends.outbound));
+        }
         let first = std::mem::take(&mut self.first);
         self.begin(first);
         self.find_job();

@@ -101,7 +101,7 @@ impl Agent {
             attention.push(format!("set {} is on trial and waits for {lacks}", update.target));
         }
         attention.extend(self.session.attention(certificate.as_ref(), wall(), record.outbox.len()));
-        json!({
+        let mut status = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "features": crate::features::list(),
             "phase": machine.phase(),
@@ -125,8 +125,10 @@ impl Agent {
                 "certificate-ends": certificate.as_ref().and_then(|c| c.as_ref().ok()),
                 "outbox": record.outbox.len(),
             },
-            "attention": attention,
-        })
+        });
+        self.features.iter().for_each(|feature| feature.show(&mut status, &mut attention));
+        status["attention"] = json!(attention);
+        status
     }
 
     /// The general job under way. `since`: seconds since 1970, by this device's clock.

@@ -1,11 +1,16 @@
 //! What passes between the session and the features: plain data, so that everything but the session itself builds and
 //! is tested without one.
+//!
+//! A feature whose every message asks for an answer publishes and waits for that answer. One that must know whether a
+//! message arrived sends a [`Post`], and hears its [`Fate`].
+
+use std::fmt;
+use std::sync::Arc;
 
 use bytes::Bytes;
+pub use otandem_core::messages::MAX_PAYLOAD;
+use otandem_core::messages::Qos;
 use tokio::sync::mpsc;
-
-/// Bytes of the payload of one message at most.
-pub const MAX_PAYLOAD: usize = 128 << 10;
 
 /// From the session to the features.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,11 +51,80 @@ pub enum Outbound {
         /// At most [`MAX_PAYLOAD`] bytes.
         payload: Bytes,
     },
+    /// Messages whose fates are told. Publishes go before them, so they may be as many as they like.
+    Post(Vec<Post>, Fates),
     /// Say farewell and stay away until [`Outbound::Reconnect`].
     Disconnect,
     /// Connect anew, at once.
     Reconnect,
 }
+
+/// A message whose fate is told: one [`Fate`] for each id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Post {
+    /// Its sender's name for it.
+    pub id: u64,
+    /// Topic.
+    pub topic: String,
+    /// At most [`MAX_PAYLOAD`] bytes.
+    pub payload: Bytes,
+    /// Quality of service.
+    pub qos: Qos,
+    /// Whether the broker keeps it for later subscribers.
+    pub retain: bool,
+    /// It was suspected before: nothing else is on its way with it.
+    pub alone: bool,
+}
+
+/// What became of [`Post`]s.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// The broker acknowledged them; of QoS 0: they were written to the connection.
+    Published(Vec<u64>),
+    /// There was no session, or it ended before they were acknowledged. Nothing is worth sending before the next
+    /// [`Inbound::Up`].
+    Lost {
+        /// Which ones.
+        ids: Vec<u64>,
+        /// The only one on its way when the broker closed the connection: it may have been the reason; and a line about
+        /// that.
+        suspect: Option<(u64, String)>,
+    },
+    /// It can never be sent, and why.
+    Refused(u64, String),
+}
+
+/// Where fates are told; called in the session's task, so it only passes them on.
+#[derive(Clone)]
+pub struct Fates(Arc<dyn Fn(Fate) + Send + Sync>);
+
+impl Fates {
+    /// Tells them to `tell`.
+    #[must_use]
+    pub fn new(tell: impl Fn(Fate) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// Tells one.
+    pub fn tell(&self, fate: Fate) {
+        (self.0)(fate);
+    }
+}
+
+impl fmt::Debug for Fates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fates")
+    }
+}
+
+impl PartialEq for Fates {
+    /// Whether both tell the same one.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Fates {}
 
 /// The features' ends of the two channels. The session ends when they are dropped.
 #[derive(Debug)]

@@ -3,7 +3,7 @@
 //! The task keeps itself connected. It says [`Inbound::Up`] when the broker has granted every wanted subscription,
 //! and [`Inbound::Down`] with a reason in plain words whenever an attempt or a session ended. Sessions are clean:
 //! what was published and not acknowledged before a `Down` may be lost, so who needs an answer asks again after the
-//! next `Up` (the outbox does).
+//! next `Up` (the outbox does), and who posts is told which posts were lost.
 //!
 //! Limits of the broker that are kept: 8 filters per SUBSCRIBE, 50 subscriptions, publishes per second and in
 //! flight as configured, 128 KiB of payload.
@@ -21,12 +21,13 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use url::Url;
 
-pub use super::channel::{Inbound, MAX_PAYLOAD, Outbound};
+pub use super::channel::{Fate, Inbound, MAX_PAYLOAD, Outbound};
 use super::dial::dial;
 use super::tls::{self, Clock};
 use crate::backoff::Backoff;
 
 mod link;
+mod posts;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,10 @@ use link::{Link, advice};
 
 const MAX_FILTERS: usize = 8;
 const MAX_SUBSCRIPTIONS: usize = 50;
+/// Packets that wait for the session's turn.
+const PACKETS: usize = 64;
+/// Messages that are written to the connection at once.
+const BATCH: usize = 32;
 /// Topic and headers beside the payload.
 const PACKET_OVERHEAD: usize = 1 << 10;
 /// A session that lasted this long was a good one: after it, back-off begins anew. A broker that accepts a device and
@@ -80,7 +85,7 @@ pub async fn run(
     inbound: mpsc::Sender<Inbound>,
 ) {
     let backoff = Backoff::new(config.retry_first, config.retry_most);
-    let mut session = Session { config, orders, inbound, wanted: Vec::new(), backoff };
+    let mut session = Session { config, orders, inbound, wanted: Vec::new(), backoff, careful: 0 };
     if session.want(topics).await.is_ok() {
         // The only error is that nobody listens any more.
         let _ = session.keep().await;
@@ -96,6 +101,8 @@ struct Session {
     inbound: mpsc::Sender<Inbound>,
     wanted: Vec<String>,
     backoff: Backoff,
+    /// Posts that go one by one, since the broker may have closed the last connection because of one of them.
+    careful: usize,
 }
 
 /// What comes after a connection.
@@ -145,6 +152,10 @@ impl Session {
                     None => return Err(Gone),
                     Some(Outbound::Subscribe(topics)) => self.want(topics).await?,
                     Some(Outbound::Publish { topic, .. }) => tracing::debug!("not connected, dropped: {topic}"),
+                    Some(Outbound::Post(posts, fates)) => {
+                        let ids = posts.into_iter().map(|post| post.id).collect();
+                        fates.tell(Fate::Lost { ids, suspect: None });
+                    }
                     Some(Outbound::Disconnect) => until = None,
                     Some(Outbound::Reconnect) => return Ok(()),
                 },
@@ -179,16 +190,19 @@ impl Session {
     /// One connection, from the first packet to the last.
     async fn connection(&mut self) -> Result<End, Gone> {
         let (client, events) = self.client();
-        let (packets_in, mut packets) = mpsc::channel(MAX_FILTERS);
+        let (packets_in, mut packets) = mpsc::channel(PACKETS);
         // Never cancelled half-way: select polls it by reference until it ends by itself.
         let pump = pump(events, packets_in);
         tokio::pin!(pump);
-        let mut link = Link::new(client, &self.config);
+        let mut link = Link::new(client, &self.config, self.careful);
         link.wish(&self.wanted);
         let error = loop {
+            if packets.is_empty() {
+                link.posts.tell();
+            }
             tokio::select! {
                 biased;
-                Some(packet) = packets.recv() => self.on_packet(&mut link, packet).await?,
+                Some(seen) = packets.recv() => self.on_traffic(&mut link, seen).await?,
                 error = &mut pump => break error,
                 () = at(link.due()) => if link.on_time(&self.config) { break None },
                 order = self.orders.recv(), if link.closing.is_none() => {
@@ -197,9 +211,11 @@ impl Session {
                 () = self.inbound.closed() => return Err(Gone),
             }
         };
-        while let Ok(packet) = packets.try_recv() {
-            self.on_packet(&mut link, packet).await?;
+        while let Ok(seen) = packets.try_recv() {
+            self.on_traffic(&mut link, seen).await?;
         }
+        let by_peer = link.closing.is_none() && error.as_ref().is_some_and(closed_by_peer);
+        self.careful = link.posts.lose(by_peer);
         let good = link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
         let (reason, next) = match link.closing.take() {
             Some(closing) => (closing.reason, closing.next),
@@ -216,6 +232,7 @@ impl Session {
             .set_keep_alive(u16::try_from(c.keep_alive.as_secs()).unwrap_or(u16::MAX))
             .set_clean_session(true)
             .set_max_packet_size(MAX_PAYLOAD + PACKET_OVERHEAD, MAX_PAYLOAD + PACKET_OVERHEAD)
+            .set_max_request_batch(BATCH)
             .set_inflight(if c.in_flight == 0 { u16::MAX } else { c.in_flight });
         let (host, port, proxy, limit) = (c.host.clone(), c.port, c.proxy.clone(), c.connect_timeout);
         options.set_socket_connector(move |_, _| {
@@ -227,6 +244,17 @@ impl Session {
         network.set_connection_timeout(c.connect_timeout.as_secs().max(1));
         events.set_network_options(network);
         (client, events)
+    }
+
+    async fn on_traffic(&mut self, link: &mut Link, seen: Traffic) -> Result<(), Gone> {
+        match seen {
+            Traffic::In(packet) => self.on_packet(link, packet).await,
+            Traffic::Sent(packet_id) => {
+                link.posts.sent(packet_id);
+                link.flush(Instant::now());
+                Ok(())
+            }
+        }
     }
 
     async fn on_packet(&mut self, link: &mut Link, packet: Packet) -> Result<(), Gone> {
@@ -254,6 +282,11 @@ impl Session {
                 // The codec has refused topics that are not UTF-8.
                 let topic = String::from_utf8_lossy(&message.topic).into_owned();
                 self.tell(Inbound::Message { topic, payload: message.payload }).await
+            }
+            Packet::PubAck(ack) => {
+                link.posts.acknowledged(ack.pkid);
+                link.flush(Instant::now());
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -287,6 +320,7 @@ impl Session {
                 self.subscribe(link).await?;
             }
             Some(Outbound::Publish { topic, payload }) => link.publish(topic, payload),
+            Some(Outbound::Post(posts, fates)) => link.post(posts, &fates),
             Some(Outbound::Disconnect) => link.close("disconnected on request".into(), Next::WhenTold),
             Some(Outbound::Reconnect) => link.close("connecting anew on request".into(), Next::AtOnce),
             None => link.close("the agent ends".into(), Next::Never),
@@ -319,15 +353,40 @@ impl Session {
     }
 }
 
+/// What passes on a connection, as far as it matters here.
+enum Traffic {
+    In(Packet),
+    /// A PUBLISH was written, with this packet id; 0 for QoS 0.
+    Sent(u16),
+}
+
 /// Drives the connection until it ends; `None` after a farewell.
-async fn pump(mut events: EventLoop, packets: mpsc::Sender<Packet>) -> Option<ConnectionError> {
+async fn pump(mut events: EventLoop, traffic: mpsc::Sender<Traffic>) -> Option<ConnectionError> {
     loop {
-        match events.poll().await {
-            Ok(Event::Incoming(packet)) => packets.send(packet).await.ok()?,
+        let seen = match events.poll().await {
             Ok(Event::Outgoing(Outgoing::Disconnect)) => return None,
-            Ok(Event::Outgoing(_)) => {}
-            Err(e) => return Some(e),
+            Ok(event) => event,
+            Err(e) => {
+                // What came with the end was before it.
+                while let Some(event) = events.state.events.pop_front() {
+                    if let Some(seen) = relevant(event) {
+                        traffic.send(seen).await.ok()?;
+                    }
+                }
+                return Some(e);
+            }
+        };
+        if let Some(seen) = relevant(seen) {
+            traffic.send(seen).await.ok()?;
         }
+    }
+}
+
+fn relevant(event: Event) -> Option<Traffic> {
+    match event {
+        Event::Incoming(packet) => Some(Traffic::In(packet)),
+        Event::Outgoing(Outgoing::Publish(packet_id)) => Some(Traffic::Sent(packet_id)),
+        Event::Outgoing(_) => None,
     }
 }
 

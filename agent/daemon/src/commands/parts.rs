@@ -12,6 +12,7 @@ use otandem_core::update::Then;
 use crate::agent::{Link, OpenError, Parts, Service, open};
 use crate::cloud::identity;
 use crate::config::{Feature as Switch, IfMissing, Settings, UpdateSettings};
+use crate::feature::Feature;
 use crate::feature::jobs::Others;
 use crate::{features, general};
 
@@ -38,12 +39,23 @@ pub struct SessionUse {
     pub then: Then,
     /// Gets every other job.
     pub others: OtherJobs,
+    /// What else uses the session.
+    pub beside: Beside,
+}
+
+/// What uses the session beside jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing: the process ends soon.
+    Nothing,
+    /// All that is configured.
+    All,
 }
 
 impl SessionUse {
     /// The daemon keeps its session and reboots by itself.
     pub(super) const DAEMON: Self =
-        Self { leave_while_fetching: false, then: Then::Reboot, others: OtherJobs::Run };
+        Self { leave_while_fetching: false, then: Then::Reboot, others: OtherJobs::Run, beside: Beside::All };
 }
 
 /// One thread is enough: everything slow has a thread of its own.
@@ -70,14 +82,17 @@ pub(super) fn parts(
     clock.raise(opened.machine.record().wall);
     let then = session.as_ref().map_or(Then::Reboot, |s| s.then);
     let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
-    let (mut features, mut link) = (vec![], None);
+    let (mut features, mut link) = (Vec::<Box<dyn Feature>>::new(), None);
     if let (Some((cloud, network)), Some(me), Some(session)) = (cloud, me, session) {
         let others = match session.others {
             OtherJobs::Refuse => Others::Refuse,
             OtherJobs::Callback(program) => Others::Callback(program.to_string_lossy().into_owned()),
             OtherJobs::Run => Others::Run(general::rules(settings, &me.thing)),
         };
-        features = cloud_features(settings, &me, rules.clone(), others);
+        features.extend(jobs(settings, &me, rules.clone(), others));
+        if session.beside == Beside::All {
+            features.extend(messages(settings));
+        }
         let topics = features.iter().flat_map(|f| f.topics()).collect();
         let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
         link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching });
@@ -85,18 +100,29 @@ pub(super) fn parts(
     Ok(Parts { opened, features, link, service, rules })
 }
 
-fn cloud_features(
+fn jobs(
     settings: &Settings,
     me: &Identity,
     rules: Option<JobRules>,
     others: Others,
-) -> Vec<Box<dyn crate::feature::Feature>> {
+) -> Option<Box<dyn Feature>> {
     if !matches!(settings.jobs, Switch::On(_)) {
         tracing::warn!("jobs are off");
-        return vec![];
+        return None;
     }
     // With a mistake in the update tables each firmware job is refused with that as its reason.
-    features::cloud(me.clone(), rules.unwrap_or_else(no_rules), others)
+    features::jobs(me.clone(), rules.unwrap_or_else(no_rules), others)
+}
+
+fn messages(settings: &Settings) -> Option<Box<dyn Feature>> {
+    match &settings.messages {
+        Switch::Off => None,
+        Switch::On(directories) => features::messages(directories.clone()),
+        Switch::Broken(_) => {
+            tracing::warn!("messages are off");
+            None
+        }
+    }
 }
 
 fn no_rules() -> JobRules {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::ask::{self, Asked};
-use super::parts::{OtherJobs, SessionUse, parts, runtime};
+use super::parts::{Beside, OtherJobs, SessionUse, parts, runtime};
 use crate::agent::{Agent, Ended, OpenError, Service, Until, unlocked};
 use crate::config::{Finding, Settings};
 use crate::control::{FotaCall, FotaRequest, Request, Server};
@@ -138,7 +138,7 @@ pub fn handle(settings: &Settings, handling: Handling) -> Asked {
     let then = if handling.auto_reset { Then::Reboot } else { Then::Arm };
     let leave_while_fetching = handling.disconnect_mqtt;
     let others = handling.job_callback.clone().map_or(OtherJobs::Refuse, OtherJobs::Callback);
-    let session = SessionUse { leave_while_fetching, then, others };
+    let session = SessionUse { leave_while_fetching, then, others, beside: Beside::Nothing };
     let runtime = runtime().map_err(|e| (Exit::System, e.to_string()))?;
     runtime.block_on(once(settings, session, handling.force))
 }

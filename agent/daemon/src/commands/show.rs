@@ -65,7 +65,7 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
     if let Some(job) = status["job"].as_object() {
         let since = job["since"].as_u64().filter(|since| *since > 0);
         let ago = since.map(|since| format!(", for {}", duration(wall().saturating_sub(since))));
-        let (id, name) = (word(&job["id"]), harmless(&job["name"]));
+        let (id, name) = (word(&job["id"]), harmless(job["name"].as_str().unwrap_or_default()));
         let (step, steps, state) = (&job["step"], &job["steps"], word(&job["state"]));
         writeln!(out, "job:        {id}, step {step}/{steps}: {name}, {state}{}", ago.unwrap_or_default())?;
     }
@@ -79,15 +79,23 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
         (true, false) => "not connected",
     };
     writeln!(out, "cloud:      {session}")?;
+    for (name, shown) in status["messages"].as_object().into_iter().flatten() {
+        let number = |key: &str| shown[key].as_u64().unwrap_or_default();
+        write!(out, "messages:   {name}: {} waiting, {} failed", number("waiting"), number("failed"))?;
+        match shown["last-error"].as_str() {
+            Some(why) => writeln!(out, "; last: {}", harmless(why))?,
+            None => writeln!(out)?,
+        }
+    }
     for line in status["attention"].as_array().into_iter().flatten() {
         writeln!(out, "attention:  {}", word(line))?;
     }
     Ok(())
 }
 
-/// What lies in a boot environment or a job's document is not ours, and a terminal obeys control characters.
-fn harmless(value: &Value) -> String {
-    value.as_str().unwrap_or_default().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// What lies in a boot environment, a job's document or a directory is not ours, and a terminal obeys control characters.
+fn harmless(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn duration(seconds: u64) -> String {
@@ -100,7 +108,7 @@ fn duration(seconds: u64) -> String {
 
 /// The bootloader in its own words.
 fn view(bootloader: &Value, out: &mut impl Write) -> std::io::Result<()> {
-    let text = harmless;
+    let text = |v: &Value| harmless(v.as_str().unwrap_or_default());
     let view = &bootloader["view"];
     let loader = view["loader"].as_str().or(bootloader["kind"].as_str()).unwrap_or("unknown");
     writeln!(out, "bootloader: {loader}")?;

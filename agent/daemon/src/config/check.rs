@@ -44,22 +44,28 @@ impl Settings {
             Some(finding) => Feature::Broken(finding),
             None => jobs.map_or(Feature::Off, Feature::On),
         };
+        let messages = check.messages(f.messages);
+        let messages = match check.first(Area::Messages) {
+            Some(finding) => Feature::Broken(finding),
+            None if messages.is_empty() => Feature::Off,
+            None => Feature::On(messages),
+        };
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
             (None, updates) => updates,
         };
-        Self { state_dir, run_dir, updates, cloud, jobs, network, log, control }
+        Self { state_dir, run_dir, updates, cloud, jobs, messages, network, log, control }
     }
 }
 
 /// Collects mistakes while the values are put together with stand-ins for the wrong ones.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     findings: &'a mut Vec<Finding>,
 }
 
 impl Check<'_> {
-    fn wrong(&mut self, key: &str, problem: impl Into<String>, area: Area) {
+    pub(super) fn wrong(&mut self, key: &str, problem: impl Into<String>, area: Area) {
         self.findings.push(Finding::of(key, problem, area));
     }
 
@@ -78,7 +84,7 @@ impl Check<'_> {
         }
     }
 
-    fn some_absolute(&mut self, key: &str, path: Option<PathBuf>, area: Area) -> Option<PathBuf> {
+    pub(super) fn some_absolute(&mut self, key: &str, path: Option<PathBuf>, area: Area) -> Option<PathBuf> {
         if let Some(path) = &path
             && !path.is_absolute()
         {

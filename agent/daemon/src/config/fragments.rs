@@ -161,6 +161,26 @@ table! {
     }
 }
 
+table! {
+    /// `[messages.NAME]`
+    Messages {
+        directory: PathBuf = "directory",
+        rate: u32 = "rate",
+        concurrency: u16 = "concurrency",
+        retries: u32 = "retries",
+        order: String = "order",
+        topic_prefix: String = "topic-prefix",
+        topic_suffix: String = "topic-suffix",
+        letterhead_file: PathBuf = "letterhead-file",
+        reserved_topics: bool = "reserved-topics",
+        keep_failed: u32 = "keep-failed",
+        keep_failed_bytes: Bytes = "keep-failed-bytes",
+        max_files: u32 = "max-files",
+        max_bytes: Bytes = "max-bytes",
+        drop: String = "drop",
+    }
+}
+
 /// Where a slot is: a path, or a table that says more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -244,6 +264,7 @@ pub struct Fragment {
     pub log: Log,
     pub control: Control,
     pub jobs: Jobs,
+    pub messages: BTreeMap<String, Messages>,
 }
 
 impl Fragment {
@@ -282,6 +303,19 @@ impl Fragment {
             "log" => to.table(&mut self.log, name, Area::Log, value),
             "control" => to.table(&mut self.control, name, Area::Control, value),
             "jobs" => to.table(&mut self.jobs, name, Area::Jobs, value),
+            "messages" => match value {
+                Value::Table(directories) => {
+                    for (directory, value) in directories {
+                        let path = format!("messages.{directory}");
+                        to.table(self.messages.entry(directory).or_default(), &path, Area::Messages, value);
+                    }
+                }
+                _ => to.invalid(
+                    name.to_owned(),
+                    "must be a table for each directory: write [messages.NAME]",
+                    Area::Messages,
+                ),
+            },
             "slots" => match value {
                 Value::Table(sets) => {
                     for (set, value) in sets {
@@ -315,6 +349,9 @@ impl Fragment {
         self.log.merge(later.log);
         self.control.merge(later.control);
         self.jobs.merge(later.jobs);
+        for (name, directory) in later.messages {
+            self.messages.entry(name).or_default().merge(directory);
+        }
     }
 }
 
@@ -347,6 +384,7 @@ pub(super) fn all_keys() -> Vec<String> {
         .chain(of::<Log>("log"))
         .chain(of::<Control>("control"))
         .chain(of::<Jobs>("jobs"))
+        .chain(of::<Messages>("messages.telemetry"))
         .collect()
 }
 

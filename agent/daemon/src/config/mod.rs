@@ -9,6 +9,7 @@
 mod check;
 pub mod device_client;
 pub mod fragments;
+mod messages;
 pub mod settings;
 mod sources;
 pub mod values;
@@ -17,8 +18,9 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use settings::{
-    BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Feature, IfMissing, JobsSettings,
-    LogSettings, LogTarget, NetworkSettings, Settings, SlotSet, ThingName, UpdateSettings,
+    BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Excess, Feature, IfMissing,
+    JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, Settings, SlotSet,
+    ThingName, UpdateSettings,
 };
 pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
@@ -39,6 +41,8 @@ pub enum Area {
     Control,
     /// Jobs.
     Jobs,
+    /// Messages, of all directories.
+    Messages,
 }
 
 impl fmt::Display for Area {
@@ -50,6 +54,7 @@ impl fmt::Display for Area {
             Self::Log => "logging uses its defaults",
             Self::Control => "the control socket uses its defaults",
             Self::Jobs => "jobs are off",
+            Self::Messages => "no messages are sent",
         })
     }
 }

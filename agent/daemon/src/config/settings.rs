@@ -7,8 +7,10 @@ use std::time::Duration;
 pub use otandem_boot::detect::{Kind as BootKind, Places};
 use otandem_core::boot::SetId;
 use otandem_core::jobs::document::OldSchema;
+use otandem_core::messages::{Order, Pace, Reserved};
 use otandem_device::jobs::HandlerUser;
 use otandem_device::jobs::place::Rule;
+use otandem_device::spool::Keep;
 use url::Url;
 
 use super::Finding;
@@ -31,6 +33,8 @@ pub struct Settings {
     pub cloud: Feature<CloudSettings>,
     /// Jobs from the cloud.
     pub jobs: Feature<JobsSettings>,
+    /// Directories whose files become messages.
+    pub messages: Feature<Vec<MessagesSettings>>,
     /// Proxy and timeouts; broken: nothing may go out, since going direct is not what was asked for.
     pub network: Result<NetworkSettings, Finding>,
     /// Where logs go.
@@ -224,6 +228,48 @@ pub struct JobsSettings {
     pub old_schema: OldSchema,
     /// What conditions of documents may ask for beside what the agent knows by itself.
     pub attributes: BTreeMap<String, String>,
+}
+
+/// What goes when more waits than may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Excess {
+    /// Those modified first are deleted.
+    Oldest,
+    /// Those modified last are deleted.
+    Newest,
+    /// Those modified last are moved to failed/.
+    #[default]
+    Refuse,
+}
+
+/// How much may wait; 0 = as much as comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Files.
+    pub files: u64,
+    /// Their bytes together.
+    pub bytes: u64,
+    /// What goes of more.
+    pub excess: Excess,
+}
+
+/// A directory whose files become messages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // one field per key; the commented example file says what each is for
+pub struct MessagesSettings {
+    /// Of its table, for status and log.
+    pub name: String,
+    pub directory: PathBuf,
+    pub pace: Pace,
+    pub order: Order,
+    pub topic_prefix: String,
+    pub topic_suffix: String,
+    pub letterhead_file: Option<PathBuf>,
+    pub reserved: Reserved,
+    /// Of failed/.
+    pub keep: Keep,
+    /// Of new/.
+    pub bounds: Limits,
 }
 
 /// The way out.

@@ -101,11 +101,20 @@ fn a_mistake_in_a_feature_costs_that_feature_alone() {
         ("[log]\nlevel=3\n", Area::Log),
         ("[log]\ntarget='paper'\n", Area::Log),
         ("[control]\nsocket='here'\n", Area::Control),
+        ("[messages]\ndirectory='/m'\n", Area::Messages),
+        ("[messages.a]\ndirectory='m'\n", Area::Messages),
+        ("[messages.a]\ndirectory='/m'\norder='any'\n", Area::Messages),
+        ("[messages.a]\ndirectory='/m'\ndrop='all'\n", Area::Messages),
+        ("[messages.a]\ndirectory='/m'\nconcurrency=0\n", Area::Messages),
+        ("[messages.a]\ndirectory='/m'\ntopic-prefix='a/#/'\n", Area::Messages),
+        ("[messages.a]\ndirectory='/m'\nletterhead-file='l.json'\n", Area::Messages),
+        ("[messages.a]\ndirectory='/m'\n[messages.b]\ndirectory='/m'\n", Area::Messages),
     ] {
         let (settings, findings) = load(&format!("{SLOTS}{CLOUD}{table}"));
         assert!(settings.updates.is_ok(), "{table}");
         assert!(settings.cloud.on().is_some(), "{table}");
         assert_eq!(matches!(settings.jobs, Feature::Broken(_)), area == Area::Jobs, "{table}");
+        assert_eq!(matches!(settings.messages, Feature::Broken(_)), area == Area::Messages, "{table}");
         assert_eq!(settings.network.is_err(), area == Area::Network, "{table}");
         assert_eq!(findings.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Invalid(area)], "{table}");
     }
@@ -360,4 +369,18 @@ proptest! {
         let (_, findings) = load(&format!("[{table}]\n{key}={value}\n"));
         prop_assert!(findings.iter().all(|f| f.kind != Kind::Unknown));
     }
+}
+
+#[test]
+fn each_directory_of_messages_has_its_own_settings_and_one_without_a_directory_is_off() {
+    let (settings, findings) = load(&format!(
+        "{SLOTS}[messages.b]\ndirectory='/b'\nrate=0\norder='newest-first'\n[messages.a]\ndirectory='/a'\ntopic-prefix='p/'\n\
+         [messages.later]\nrate=7\n",
+    ));
+    assert_eq!(findings, []);
+    let directories = settings.messages.on().unwrap();
+    let shown: Vec<_> =
+        directories.iter().map(|d| (d.name.as_str(), d.pace.rate, d.topic_prefix.as_str())).collect();
+    assert_eq!(shown, [("a", 100, "p/"), ("b", 0, "")]);
+    assert_eq!(load("[messages.later]\nrate=7\n").0.messages, Feature::Off);
 }

@@ -3,9 +3,14 @@
 //! `features.rs`.
 
 pub mod jobs;
+pub mod messages;
 
 use otandem_core::machine::{Event, Machine, Now};
 use otandem_core::time::Boottime;
+use serde_json::Value;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::cloud::channel::Outbound;
 
 /// What a feature may look at and ask for in one call.
 pub struct Context<'a> {
@@ -67,4 +72,9 @@ pub trait Feature {
     fn on_done(&mut self, context: &mut Context<'_>, done: &Done);
     /// Nothing is under way that a short-lived process should wait for.
     fn idle(&self) -> bool;
+    /// Here is the way to the session, before it is up for the first time: for a feature with threads of its own, which
+    /// post by themselves.
+    fn attach(&mut self, _outbound: &UnboundedSender<Outbound>) {}
+    /// Adds members to the status, and lines that an operator should look at.
+    fn show(&self, _status: &mut Value, _attention: &mut Vec<String>) {}
 }

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use rumqttc::{AsyncClient, PublishOptions, QoS, SubscribeFilterInput};
 use tokio::time::Instant;
 
-use super::{MAX_FILTERS, MAX_PAYLOAD, Next, SessionConfig};
+use super::posts::Posts;
+use super::{Fate, MAX_FILTERS, MAX_PAYLOAD, Next, SessionConfig};
+use crate::cloud::channel::{Fates, Post};
 
 /// Messages that wait for their turn under the publish rate; above, something is broken.
 const MAX_QUEUE: usize = 1000;
@@ -39,13 +41,14 @@ pub(super) struct Link {
     pub(super) refused: Vec<String>,
     acknowledged_by: Option<Instant>,
     queue: VecDeque<(String, Bytes)>,
+    pub(super) posts: Posts,
     pacer: Pacer,
     last_topic: Option<String>,
     pub(super) closing: Option<Closing>,
 }
 
 impl Link {
-    pub(super) fn new(client: AsyncClient, config: &SessionConfig) -> Self {
+    pub(super) fn new(client: AsyncClient, config: &SessionConfig, careful: usize) -> Self {
         Self {
             client,
             accepted: false,
@@ -56,6 +59,7 @@ impl Link {
             refused: Vec::new(),
             acknowledged_by: None,
             queue: VecDeque::new(),
+            posts: Posts::new(config.in_flight, careful),
             pacer: Pacer::new(config.publish_rate),
             last_topic: None,
             closing: None,
@@ -95,14 +99,32 @@ impl Link {
         }
     }
 
+    /// Takes messages whose fates are told.
+    pub(super) fn post(&mut self, posts: Vec<Post>, fates: &Fates) {
+        if self.up_since.is_none() {
+            let ids = posts.into_iter().map(|post| post.id).collect();
+            return fates.tell(Fate::Lost { ids, suspect: None });
+        }
+        self.posts.take(posts, fates);
+        self.flush(Instant::now());
+    }
+
+    /// Sends what is due, publishes before posts.
     pub(super) fn flush(&mut self, now: Instant) {
         while !self.queue.is_empty() && (self.closing.is_some() || self.pacer.may(now)) {
             let Some((topic, payload)) = self.queue.pop_front() else { return };
             self.pacer.sent(now);
             self.last_topic = Some(topic.clone());
-            if let Err(e) = self.client.try_publish(topic, payload, PublishOptions::at_least_once()) {
-                tracing::error!("PUBLISH could not be sent: {e}");
+            match self.client.try_publish(topic, payload, PublishOptions::at_least_once()) {
+                Ok(()) => self.posts.handed_publish(),
+                Err(e) => tracing::error!("PUBLISH could not be sent: {e}"),
             }
+        }
+        while self.closing.is_none() && self.queue.is_empty() && self.pacer.may(now) {
+            if !self.posts.hand_one(&self.client, &mut self.last_topic) {
+                return;
+            }
+            self.pacer.sent(now);
         }
     }
 
@@ -118,7 +140,8 @@ impl Link {
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
-        let turn = if self.queue.is_empty() { None } else { self.pacer.next };
+        let waits = !self.queue.is_empty() || self.posts.may_go();
+        let turn = if waits { self.pacer.next } else { None };
         let answer = self.awaiting.as_ref().and(self.acknowledged_by);
         match &self.closing {
             Some(closing) => Some(closing.by),

@@ -12,6 +12,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
+mod posts;
+
 /// How the broker treats one connection.
 #[derive(Debug, Clone, Default)]
 struct Rule {
@@ -22,6 +24,8 @@ struct Rule {
     refuse_topic: Option<&'static str>,
     close_at_publish: bool,
     no_puback: bool,
+    /// Closes the connection at a message on this topic.
+    forbidden: Option<&'static str>,
     /// Sent as soon as a subscription was granted.
     greet: Option<(&'static str, usize)>,
 }
@@ -162,12 +166,13 @@ async fn serve(mut stream: TlsStream<TcpStream>, rule: Rule, seen: &mpsc::Unboun
                 }
             }
             Packet::Publish(p) => {
-                assert_eq!(p.qos, QoS::AtLeastOnce);
-                let _ = seen.send(Seen::Publish(String::from_utf8(p.topic.to_vec()).unwrap(), p.payload));
-                if rule.close_at_publish {
+                let topic = String::from_utf8(p.topic.to_vec()).unwrap();
+                let close = rule.close_at_publish || rule.forbidden == Some(&topic);
+                let _ = seen.send(Seen::Publish(topic, p.payload));
+                if close {
                     return;
                 }
-                if !rule.no_puback {
+                if !rule.no_puback && p.qos == QoS::AtLeastOnce {
                     answers.push(Packet::PubAck(PubAck::new(p.pkid)));
                 }
             }
