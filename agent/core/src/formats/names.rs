@@ -1,0 +1,276 @@
+//! Values as flat names and back: nested keys joined by `_`, and which names may be assigned.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value};
+
+use super::scalar;
+use super::{ArrayStyle, Format, FormatError, MAX_TEXT, Step, Way};
+
+/// One assignment.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Assigned {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Last part of the name that holds how many elements a list has. Its `__` reads as an empty key, so it is not taken
+/// for a member `count`.
+const COUNT: &str = "_count";
+
+/// Deepest nesting of a name that is read.
+const MAX_PARTS: usize = 64;
+
+/// Names by which a shell, the dynamic loader, libc or the interpreter of a script language decides what code runs or
+/// how a script is read. A setting of a service is none of them.
+const CHOOSES_CODE: &[&str] = &[
+    "BASHOPTS",
+    "CDPATH",
+    "CHILD_MAX",
+    "ENV",
+    "EXECIGNORE",
+    "FCEDIT",
+    "FIGNORE",
+    "FPATH",
+    "FUNCNEST",
+    "GCONV_PATH",
+    "GETCONF_DIR",
+    "GLIBC_TUNABLES",
+    "GLOBIGNORE",
+    "HOME",
+    "HOSTALIASES",
+    "IFS",
+    "INPUTRC",
+    "JAVA_TOOL_OPTIONS",
+    "LOCALDOMAIN",
+    "LOCPATH",
+    "LUA_CPATH",
+    "LUA_INIT",
+    "LUA_PATH",
+    "MALLOC_TRACE",
+    "NIS_PATH",
+    "NLSPATH",
+    "NODE_OPTIONS",
+    "NODE_PATH",
+    "OLDPWD",
+    "PATH",
+    "PERL5DB",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PERLLIB",
+    "POSIXLY_CORRECT",
+    "PROMPT_COMMAND",
+    "PS0",
+    "PS1",
+    "PS2",
+    "PS3",
+    "PS4",
+    "PWD",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "PYTHONSTARTUP",
+    "RESOLV_HOST_CONF",
+    "RES_OPTIONS",
+    "RUBYLIB",
+    "RUBYOPT",
+    "SHELL",
+    "SHELLOPTS",
+    "TMOUT",
+    "ZDOTDIR",
+];
+/// The same by how they begin.
+const CHOOSES_CODE_PREFIXES: &[&str] = &["BASH_", "LD_"];
+/// Names that a shell owns: assigning them is an error, or they do not keep what they are given.
+const OWNED_BY_SHELLS: &[&str] = &[
+    "BASH",
+    "BASHPID",
+    "COLUMNS",
+    "COMP_WORDBREAKS",
+    "DIRSTACK",
+    "EPOCHREALTIME",
+    "EPOCHSECONDS",
+    "EUID",
+    "FUNCNAME",
+    "GROUPS",
+    "HISTCMD",
+    "LINENO",
+    "LINES",
+    "OPTIND",
+    "PIPESTATUS",
+    "PPID",
+    "RANDOM",
+    "SECONDS",
+    "SRANDOM",
+    "UID",
+    "_",
+];
+
+/// Whether a shell takes it as the name of a variable.
+pub(super) fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// Why `name` is not assigned in `format`.
+fn refused(format: Format, name: &str) -> Option<String> {
+    if !is_name(name) {
+        return Some(format!("{name:?} is no name of a variable; use letters, digits and _ in its keys"));
+    }
+    let chooses = CHOOSES_CODE.contains(&name) || CHOOSES_CODE_PREFIXES.iter().any(|p| name.starts_with(p));
+    if chooses {
+        return Some(format!("{name} would change which programs run, or how; use other keys"));
+    }
+    let owned = format == Format::Shell && OWNED_BY_SHELLS.contains(&name);
+    owned.then(|| format!("{name} is a shell's own variable; use other keys"))
+}
+
+/// The assignments that hold `value`, which must be an object. Null members and empty objects are left out.
+pub(super) fn flatten(
+    format: Format,
+    value: &Value,
+    arrays: ArrayStyle,
+) -> Result<BTreeMap<String, Assigned>, FormatError> {
+    let mut way = Way::new(format);
+    let Value::Object(members) = value else {
+        return Err(way.refusal("only an object has names for its values"));
+    };
+    let mut flat = Flat { format, arrays, name: String::new(), total: 0, assigned: BTreeMap::new() };
+    flat.members(members, &mut way)?;
+    Ok(flat.assigned)
+}
+
+struct Flat {
+    format: Format,
+    arrays: ArrayStyle,
+    name: String,
+    /// Bytes of all names and values: long keys around many values must not grow without limit.
+    total: usize,
+    assigned: BTreeMap<String, Assigned>,
+}
+
+impl Flat {
+    fn members<'a>(&mut self, members: &'a Map<String, Value>, way: &mut Way<'a>) -> Result<(), FormatError> {
+        for (key, member) in members {
+            let before = self.name.len();
+            if !way.steps.is_empty() {
+                self.name.push('_');
+            }
+            self.name.push_str(key);
+            way.within(Step::Key(key), |way| self.value(member, way))?;
+            self.name.truncate(before);
+        }
+        Ok(())
+    }
+
+    fn value<'a>(&mut self, value: &'a Value, way: &mut Way<'a>) -> Result<(), FormatError> {
+        match value {
+            Value::Null => Ok(()),
+            Value::Object(members) => self.members(members, way),
+            Value::Array(elements) => {
+                let mut texts = Vec::with_capacity(elements.len());
+                for (at, element) in elements.iter().enumerate() {
+                    texts.push(way.within(Step::Index(at), |way| text(element, way))?);
+                }
+                match self.arrays {
+                    ArrayStyle::Bash => self.assign(self.name.clone(), Assigned::Many(texts), way),
+                    ArrayStyle::Indexed => self.indexed(texts, way),
+                }
+            }
+            _ => self.assign(self.name.clone(), Assigned::One(text(value, way)?), way),
+        }
+    }
+
+    fn indexed(&mut self, texts: Vec<String>, way: &Way<'_>) -> Result<(), FormatError> {
+        let name = self.name.clone();
+        self.assign(format!("{name}_{COUNT}"), Assigned::One(texts.len().to_string()), way)?;
+        for (at, text) in texts.into_iter().enumerate() {
+            self.assign(format!("{name}_{at}"), Assigned::One(text), way)?;
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, name: String, assigned: Assigned, way: &Way<'_>) -> Result<(), FormatError> {
+        if let Some(why) = refused(self.format, &name) {
+            return Err(way.refusal(why));
+        }
+        self.total += name.len();
+        self.total += match &assigned {
+            Assigned::One(text) => text.len(),
+            Assigned::Many(texts) => texts.iter().map(String::len).sum(),
+        };
+        if self.total > MAX_TEXT {
+            return Err(FormatError::TooLarge(self.format));
+        }
+        if self.assigned.contains_key(&name) {
+            return Err(
+                way.refusal(format!("{name} is already the name of another value; rename one of the keys"))
+            );
+        }
+        self.assigned.insert(name, assigned);
+        Ok(())
+    }
+}
+
+/// A scalar, if a variable can hold it.
+fn text(value: &Value, way: &Way<'_>) -> Result<String, FormatError> {
+    match scalar::text(value) {
+        None => Err(way.refusal("a list may hold strings, numbers and booleans only")),
+        Some(text) if text.contains('\0') => Err(way.refusal("no variable holds a zero byte")),
+        Some(text) if way.format == Format::Dotenv && text.contains(['\n', '\r']) => {
+            Err(way.refusal("a line break would begin another variable; use SHELL or JSON"))
+        }
+        Some(text) => Ok(text),
+    }
+}
+
+/// The object whose assignments these are: names are split at `_`, except where what stands before it is a name itself.
+/// The last assignment of a name counts.
+///
+/// # Errors
+/// A name with more than [`MAX_PARTS`] parts.
+pub(super) fn nest(assignments: impl IntoIterator<Item = (String, Value)>) -> Result<Value, String> {
+    let flat: BTreeMap<String, Value> = assignments.into_iter().collect();
+    let names: BTreeSet<&str> = flat.keys().map(String::as_str).collect();
+    let mut root = Map::new();
+    for (name, value) in &flat {
+        if name.matches('_').count() >= MAX_PARTS {
+            return Err(format!("a name with more than {MAX_PARTS} parts; use fewer _"));
+        }
+        let mut object = &mut root;
+        let mut start = 0;
+        for (at, _) in name.match_indices('_') {
+            if names.contains(&name[..at]) {
+                continue;
+            }
+            let inner = object.entry(&name[start..at]).or_insert_with(|| Value::Object(Map::new()));
+            start = at + 1;
+            match inner {
+                Value::Object(members) => object = members,
+                // Only what is no name becomes an object, and only names get other values.
+                _ => return Err(format!("{name}: its parts clash with another name")),
+            }
+        }
+        object.insert(name[start..].to_owned(), value.clone());
+    }
+    Ok(Value::Object(root.into_iter().map(|(key, value)| (key, lists(value))).collect()))
+}
+
+/// Turns `{"0": .., "1": .., "": {"count": 2}}` back into the list that was written so.
+fn lists(value: Value) -> Value {
+    let Value::Object(members) = value else { return value };
+    match elements(&members) {
+        Some(elements) => Value::Array(elements),
+        None => Value::Object(members.into_iter().map(|(key, member)| (key, lists(member))).collect()),
+    }
+}
+
+fn elements(members: &Map<String, Value>) -> Option<Vec<Value>> {
+    let Value::Object(about) = members.get("")? else { return None };
+    let count = usize::try_from(about.get("count")?.as_u64()?).ok()?;
+    if about.len() != 1 || members.len() != count + 1 {
+        return None;
+    }
+    let element = |at: usize| members.get(&at.to_string()).filter(|e| scalar::text(e).is_some()).cloned();
+    (0..count).map(element).collect()
+}
