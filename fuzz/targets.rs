@@ -2,13 +2,14 @@
 //! by the tests of each module. `fuzz_targets/` runs these under a fuzzer, `agent/core/tests/corpora.rs` replays
 //! the corpora on a stable compiler.
 
+use otandem_core::formats::{self, ArrayStyle, Format};
 use otandem_core::{fota, frame, image, jobs, record, seal};
 
 /// What runs on one input.
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 7] = [
+pub const ALL: [(&str, Target); 9] = [
     ("job_document", job_document),
     ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
@@ -16,6 +17,8 @@ pub const ALL: [(&str, Target); 7] = [
     ("record", record_of_a_device),
     ("seal", seal_of_a_job),
     ("digest", digest_of_an_image),
+    ("shell", settings_in_shell),
+    ("dotenv", settings_in_dotenv),
 ];
 
 /// A job document as text.
@@ -84,5 +87,27 @@ pub fn seal_of_a_job(data: &[u8]) {
 pub fn digest_of_an_image(data: &[u8]) {
     if let Ok(digest) = String::from_utf8_lossy(data).parse::<image::Sha256>() {
         assert_eq!(digest.to_string().parse(), Ok(digest));
+    }
+}
+
+/// Assignments of a shell.
+pub fn settings_in_shell(data: &[u8]) {
+    settings(Format::Shell, data);
+}
+
+/// A file of an environment.
+pub fn settings_in_dotenv(data: &[u8]) {
+    settings(Format::Dotenv, data);
+}
+
+/// What was read and can be written is, from then on, read and written as the same.
+fn settings(format: Format, data: &[u8]) {
+    let read = |text: &[u8]| formats::parse(format, text, |_| Err(String::new()));
+    let Ok(value) = read(data) else { return };
+    for arrays in [ArrayStyle::Bash, ArrayStyle::Indexed] {
+        if let Ok(printed) = formats::print(format, &value, arrays) {
+            let again = read(&printed).and_then(|value| formats::print(format, &value, arrays));
+            assert_eq!(again, Ok(printed), "a file that changes by being written again");
+        }
     }
 }
