@@ -1,6 +1,7 @@
 //! What each command does. `run` is the daemon; everything else asks it, or acts by itself when none runs.
 
 mod ask;
+mod convert;
 mod input;
 mod job;
 mod parts;
@@ -30,6 +31,10 @@ pub fn execute(cli: Cli) -> Exit {
             Ok(()) => Exit::Ok,
             Err(e) => complain(Exit::Io, &e.to_string()),
         },
+        Command::Convert(convert) => match convert::convert(&convert) {
+            Ok(()) => Exit::Ok,
+            Err((exit, why)) => complain(exit, &why),
+        },
         command => match Settings::load(&sources) {
             Ok((settings, findings)) => with_settings(command, &settings, &findings),
             Err(e) => complain(Exit::Config, &e.to_string()),
@@ -57,7 +62,11 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
         }
         Command::Fota(fota) => fota_call(settings, fota),
         Command::Job(job) => job::job(settings, &job),
-        Command::Run | Command::Config(_) | Command::Completions { .. } | Command::Man => Exit::Software,
+        Command::Run
+        | Command::Config(_)
+        | Command::Convert(_)
+        | Command::Completions { .. }
+        | Command::Man => Exit::Software,
     }
 }
 
