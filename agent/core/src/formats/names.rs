@@ -224,34 +224,33 @@ fn text(value: &Value, way: &Way<'_>) -> Result<String, FormatError> {
     }
 }
 
-/// The object whose assignments these are: names are split at `_`, except where what stands before it is a name itself.
-/// The last assignment of a name counts.
+/// The object whose assignments these are: names are split at `_`, except where what stands before it has a value itself.
+/// The last assignment of a name counts. A null is only there where nothing else is.
 ///
 /// # Errors
 /// A name with more than [`MAX_PARTS`] parts.
 pub(super) fn nest(assignments: impl IntoIterator<Item = (String, Value)>) -> Result<Value, String> {
     let flat: BTreeMap<String, Value> = assignments.into_iter().collect();
-    let names: BTreeSet<&str> = flat.keys().map(String::as_str).collect();
+    let (nulls, values): (Vec<_>, Vec<_>) = flat.iter().partition(|(_, value)| value.is_null());
+    let names: BTreeSet<&str> = values.iter().map(|(name, _)| name.as_str()).collect();
     let mut root = Map::new();
-    for (name, value) in &flat {
+    // Backwards: a name comes after the longer ones that begin with it.
+    for (name, value) in values.into_iter().chain(nulls.into_iter().rev()) {
         if name.matches('_').count() >= MAX_PARTS {
             return Err(format!("a name with more than {MAX_PARTS} parts; use fewer _"));
         }
         let mut object = &mut root;
         let mut start = 0;
-        for (at, _) in name.match_indices('_') {
-            if names.contains(&name[..at]) {
-                continue;
-            }
+        for (at, _) in name.match_indices('_').filter(|(at, _)| !names.contains(&name[..*at])) {
             let inner = object.entry(&name[start..at]).or_insert_with(|| Value::Object(Map::new()));
             start = at + 1;
             match inner {
                 Value::Object(members) => object = members,
-                // Only what is no name becomes an object, and only names get other values.
+                // Only what has no value becomes an object, and nulls come last.
                 _ => return Err(format!("{name}: its parts clash with another name")),
             }
         }
-        object.insert(name[start..].to_owned(), value.clone());
+        object.entry(&name[start..]).or_insert_with(|| value.clone());
     }
     Ok(Value::Object(root.into_iter().map(|(key, value)| (key, lists(value))).collect()))
 }

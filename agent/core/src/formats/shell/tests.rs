@@ -79,6 +79,10 @@ fn hand_written_text_is_read() {
             "export a=word\n\texport\tb=\"x\"; c='y';d=z\nexport a",
             json!({"a": "word", "b": "x", "c": "y", "d": "z"}),
         ),
+        (
+            "a=\na_b='1'\na_c=\nd=\nd_e=\nf_g=",
+            json!({"a": {"b": 1, "c": null}, "d": {"e": null}, "f": {"g": null}}),
+        ),
         ("a=\nb=\"\"\nc=''", json!({"a": null, "b": null, "c": ""})),
         ("a=\"it's \\\"5\\$\\\" \\x \\\\\"", json!({"a": "it's \"5$\" \\x \\"})),
         ("a=\"it\\'s\"", json!({"a": "it's"})),
