@@ -3,13 +3,14 @@
 //! the corpora on a stable compiler.
 
 use otandem_core::formats::{self, ArrayStyle, Format};
+use otandem_core::services::definition;
 use otandem_core::{fota, frame, image, jobs, record, seal};
 
 /// What runs on one input.
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 9] = [
+pub const ALL: [(&str, Target); 10] = [
     ("job_document", job_document),
     ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
@@ -19,6 +20,7 @@ pub const ALL: [(&str, Target); 9] = [
     ("digest", digest_of_an_image),
     ("shell", settings_in_shell),
     ("dotenv", settings_in_dotenv),
+    ("definition", definition_of_a_service),
 ];
 
 /// A job document as text.
@@ -109,5 +111,16 @@ fn settings(format: Format, data: &[u8]) {
             let again = read(&printed).and_then(|value| formats::print(format, &value, arrays));
             assert_eq!(again, Ok(printed), "a file that changes by being written again");
         }
+    }
+}
+
+/// A definition of a service as a module of JavaScript.
+pub fn definition_of_a_service(data: &[u8]) {
+    if let Ok(service) = definition::read("service.js", data, |_| Err(String::new())) {
+        assert!(!service.key.is_empty() && !service.notifycmd.is_empty() && !service.timeout.is_zero());
+        assert!(
+            service.outfile.is_none_or(|file| file.path.is_absolute()),
+            "a file beside the working directory"
+        );
     }
 }

@@ -20,6 +20,7 @@ pub mod machine;
 pub mod plan;
 pub mod record;
 pub mod seal;
+pub mod services;
 pub mod shadow;
 pub mod time;
 pub mod update;
