@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use otandem_core::formats::{ArrayStyle, Format, FormatError, print};
+use otandem_core::formats::{ArrayStyle, Format, FormatError, parse, print};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -213,4 +213,79 @@ fn a_name_that_would_run_code_is_never_written() {
             assert!(matches!(refused, Err(FormatError::NoPlace { .. })), "{key:?}");
         }
     }
+}
+
+/// Words as people write them: quoted, escaped and bare pieces, without digits (no types) and without expansions.
+fn word() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        "'[a-c \"#;\n$()]{0,4}'",
+        "'\\\\[a-c ]{1,3}'",
+        "\"([a-c '#;()\n]|\\\\[\"\\\\$`ac]){0,4}\"",
+        "[a-c.,:/@%+=#-]{1,4}".prop_filter("a comment", |word| !word.starts_with('#')),
+        "\\\\[a-c \"'\\\\#;$()\n]",
+    ];
+    prop::collection::vec(piece, 1..4)
+        .prop_map(|pieces| pieces.concat())
+        .prop_filter("nothing, or a quote that may be one of chariotd's", |word| {
+            word != "\"\"" && !word.replace('\n', "").is_empty() && !word.contains("\\'")
+        })
+}
+
+/// Files as people write them; the variables are v_a, v_b, ... and lists l_a, l_b, ...
+fn hand_written() -> impl Strategy<Value = String> {
+    let value = prop_oneof![
+        4 => word().prop_map(|word| ("v", word)),
+        1 => prop::collection::vec(word(), 0..3).prop_map(|words| ("l", format!("( {} # c\n)", words.join(" ")))),
+    ];
+    let statement = ("(export )?", value, "( # it's\n|\n|;| ; |\n\n  )");
+    prop::collection::vec(statement, 1..5).prop_map(|statements| {
+        let named = statements.into_iter().zip('a'..).map(|((export, (kind, value), end), at)| {
+            let export = if kind == "v" { export } else { String::new() };
+            format!("{export}{kind}_{at}={value}{end}")
+        });
+        format!("# by hand\n{}", named.collect::<String>())
+    })
+}
+
+#[test]
+fn what_is_read_is_what_bash_makes_of_it() {
+    if !there(&["bash"]) {
+        println!("skipped: no bash here");
+        return;
+    }
+    let place = place("hand-written");
+    let mut runner = TestRunner::default();
+    let strategy = hand_written();
+    let texts: Vec<_> = (0..400).map(|_| strategy.new_tree(&mut runner).unwrap().current()).collect();
+    let mut script = String::new();
+    for (at, text) in texts.iter().enumerate() {
+        let file = place.join(at.to_string());
+        std::fs::write(&file, text).unwrap();
+        script += &format!("( . '{}'\n", file.display());
+        script += "for v in ${!v_@}; do printf '%s=%s\\0' \"$v\" \"${!v}\"; done\n";
+        script += "for v in ${!l_@}; do declare -n l=$v; printf \"$v=%s\\0\" \"${l[@]}\"; done\n";
+        script += "printf 'end\\0' )\n";
+    }
+    let main = place.join("main");
+    std::fs::write(&main, script).unwrap();
+    let run = Command::new("bash").args(["--norc", "--noprofile"]).arg(&main).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&run.stderr), "");
+    let answers = String::from_utf8(run.stdout).unwrap();
+    let mut answers = answers.split('\0').map(str::to_owned);
+    for text in &texts {
+        let value = parse(Format::Shell, text.as_bytes(), |_| Err(String::new()));
+        let value = value.unwrap_or_else(|error| panic!("{text}\n{error}"));
+        let mut found = Vec::new();
+        for (name, member) in value["v"].as_object().into_iter().flatten() {
+            found.push(format!("v_{name}={}", member.as_str().unwrap()));
+        }
+        for (name, list) in value["l"].as_object().into_iter().flatten() {
+            let texts: Vec<_> = list.as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+            let texts = if texts.is_empty() { vec![""] } else { texts };
+            found.extend(texts.iter().map(|text| format!("l_{name}={text}")));
+        }
+        let wanted: Vec<_> = answers.by_ref().take_while(|answer| answer != "end").collect();
+        assert_eq!(found, wanted, "{text}");
+    }
+    std::fs::remove_dir_all(place).unwrap();
 }

@@ -18,7 +18,7 @@ pub(super) enum Assigned {
 /// for a member `count`.
 const COUNT: &str = "_count";
 
-/// Deepest nesting of a name that is read.
+/// Most parts of a name, and so the deepest nesting that is read from one.
 const MAX_PARTS: usize = 64;
 
 /// Names by which a shell, the dynamic loader, libc or the interpreter of a script language decides what code runs or
@@ -117,12 +117,20 @@ fn refused(format: Format, name: &str) -> Option<String> {
     if !is_name(name) {
         return Some(format!("{name:?} is no name of a variable; use letters, digits and _ in its keys"));
     }
+    if let Some(why) = too_many_parts(name) {
+        return Some(why);
+    }
     let chooses = CHOOSES_CODE.contains(&name) || CHOOSES_CODE_PREFIXES.iter().any(|p| name.starts_with(p));
     if chooses {
         return Some(format!("{name} would change which programs run, or how; use other keys"));
     }
     let owned = format == Format::Shell && OWNED_BY_SHELLS.contains(&name);
     owned.then(|| format!("{name} is a shell's own variable; use other keys"))
+}
+
+fn too_many_parts(name: &str) -> Option<String> {
+    let too_many = name.matches('_').count() >= MAX_PARTS;
+    too_many.then(|| format!("a name has more than {MAX_PARTS} parts; use fewer levels and fewer _"))
 }
 
 /// The assignments that hold `value`, which must be an object. Null members and empty objects are left out.
@@ -236,8 +244,8 @@ pub(super) fn nest(assignments: impl IntoIterator<Item = (String, Value)>) -> Re
     let mut root = Map::new();
     // Backwards: a name comes after the longer ones that begin with it.
     for (name, value) in values.into_iter().chain(nulls.into_iter().rev()) {
-        if name.matches('_').count() >= MAX_PARTS {
-            return Err(format!("a name with more than {MAX_PARTS} parts; use fewer _"));
+        if let Some(why) = too_many_parts(name) {
+            return Err(why);
         }
         let mut object = &mut root;
         let mut start = 0;

@@ -51,9 +51,12 @@ impl<'a> Reader<'a> {
         self.at = self.text.len() - self.rest().trim_start_matches(set).len();
     }
 
-    /// Blanks, and a comment where one may begin.
+    /// Blanks, joined lines, and a comment where one may begin.
     fn blanks_and_comment(&mut self) {
         self.skip(&[' ', '\t']);
+        while self.take("\\\n") || self.take("\\\r\n") {
+            self.skip(&[' ', '\t']);
+        }
         if self.rest().starts_with('#') {
             self.at += self.rest().find('\n').unwrap_or(self.rest().len());
         }

@@ -161,7 +161,9 @@ fn names_are_split_where_nothing_is_lost() {
         assert_eq!(parse(&print(&read, style).unwrap()), Ok(read));
     }
     assert!(parse(&format!("a{}=1", "_b".repeat(64))).is_err());
-    assert!(parse(&format!("a{}=1", "_b".repeat(63))).is_ok());
+    let deepest = parse(&format!("a{}=1", "_b".repeat(63))).unwrap();
+    assert!(print(&deepest, ArrayStyle::Bash).is_ok());
+    assert!(print(&json!({ "a": deepest }), ArrayStyle::Bash).is_err(), "could not be read back");
 }
 
 #[test]
