@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use super::names::{self, Assigned};
+use super::names::{self, Assignments};
 use super::scalar;
 use super::{ArrayStyle, Format, FormatError};
 
@@ -14,15 +14,18 @@ const BLANKS: [char; 2] = [' ', '\t'];
 
 /// The lines, sorted; an object without values is one empty line.
 pub(super) fn print(value: &Value) -> Result<String, FormatError> {
-    let flat = names::flatten(Format::Dotenv, value, ArrayStyle::Indexed)?;
-    let mut lines = Vec::with_capacity(flat.len());
-    for (name, assigned) in flat {
-        // Indexed lists are all there is here.
-        let Assigned::One(text) = assigned else { continue };
-        lines.push(format!("{name}={}", if is_bare(&text) { text } else { quoted(&text) }));
+    let mut text = String::new();
+    for (name, assigned) in &names::flatten(Format::Dotenv, value, ArrayStyle::Indexed)? {
+        let value = assigned.as_str().unwrap_or_default();
+        text.push_str(name);
+        if is_bare(value) {
+            text.push_str(value);
+        } else {
+            push_quoted(&mut text, value);
+        }
+        text.push('\n');
     }
-    lines.sort_unstable();
-    Ok(lines.join("\n") + "\n")
+    Ok(if text.is_empty() { "\n".to_owned() } else { text })
 }
 
 /// Whether all readers take `text` as it is.
@@ -30,23 +33,22 @@ fn is_bare(text: &str) -> bool {
     !text.starts_with(['\'', '"']) && text.trim_matches(BLANKS).len() == text.len() && !text.contains('\\')
 }
 
-fn quoted(text: &str) -> String {
-    let mut quoted = String::from('"');
-    for c in text.chars() {
+fn push_quoted(text: &mut String, value: &str) {
+    text.push('"');
+    for c in value.chars() {
         if matches!(c, '"' | '\\' | '$' | '`') {
-            quoted.push('\\');
+            text.push('\\');
         }
-        quoted.push(c);
+        text.push(c);
     }
-    quoted.push('"');
-    quoted
+    text.push('"');
 }
 
 /// Reads the file as systemd does: comments behind `#` or `;` at the beginning of a line, quotes around a value or
 /// parts of it, a backslash before what stands for itself. `export` before a name is skipped.
 pub(super) fn parse(text: &str) -> Result<Value, FormatError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut found = Vec::new();
+    let mut found = Assignments::new();
     let mut rest = text;
     loop {
         rest = rest.trim_start_matches([' ', '\t', '\r', '\n']);
@@ -72,10 +74,10 @@ pub(super) fn parse(text: &str) -> Result<Value, FormatError> {
         };
         let (value, next) = value(right)
             .ok_or_else(|| fault(format!("the value of {name} has a quote without its second one")))?;
-        found.push((name.to_owned(), scalar::typed(&value)));
+        found.insert(name.to_owned(), scalar::typed(&value));
         rest = next;
     }
-    names::nest(found).map_err(|what| FormatError::Malformed { format: Format::Dotenv, what })
+    names::nest(&found).map_err(|what| FormatError::Malformed { format: Format::Dotenv, what })
 }
 
 /// One value and what follows its line; `None` without the second of two quotes.

@@ -14,7 +14,7 @@ mod toml;
 use std::fmt;
 use std::str::FromStr;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Bytes of the largest text that is read or written: far above any shadow (8 kB) and any sensible file of settings.
 pub const MAX_TEXT: usize = 1 << 20;
@@ -154,7 +154,7 @@ pub fn parse(format: Format, text: &[u8], read_toml: ReadToml) -> Result<Value, 
         .map_err(|error| FormatError::NotUtf8 { format, at: error.valid_up_to() })?;
     let malformed = |what| FormatError::Malformed { format, what };
     match format {
-        Format::Json => serde_json::from_str(text).map_err(|error| malformed(error.to_string())),
+        Format::Json => serde_json::from_slice(text.as_bytes()).map_err(|error| malformed(error.to_string())),
         Format::Shell => shell::parse(text),
         Format::Plaintext => Ok(Value::String(text.to_owned())),
         Format::Toml => read_toml(text).map_err(malformed),
@@ -191,8 +191,13 @@ pub fn print(format: Format, value: &Value, arrays: ArrayStyle) -> Result<Vec<u8
 fn without_null_members(value: &Value) -> Value {
     match value {
         Value::Object(members) => {
-            let kept = members.iter().filter(|(_, member)| !member.is_null());
-            Value::Object(kept.map(|(key, member)| (key.clone(), without_null_members(member))).collect())
+            let mut kept = Map::new();
+            for (key, member) in members {
+                if !member.is_null() {
+                    kept.insert(key.clone(), without_null_members(member));
+                }
+            }
+            Value::Object(kept)
         }
         Value::Array(elements) => Value::Array(elements.iter().map(without_null_members).collect()),
         other => other.clone(),
@@ -221,19 +226,18 @@ impl<'a> Way<'a> {
         Self { format, steps: Vec::new() }
     }
 
-    /// Does `work` one step further.
-    fn within<T>(
-        &mut self,
-        step: Step<'a>,
-        work: impl FnOnce(&mut Self) -> Result<T, FormatError>,
-    ) -> Result<T, FormatError> {
+    /// One step further; what ends with an error needs not [`Self::leave`].
+    fn enter(&mut self, step: Step<'a>) -> Result<(), FormatError> {
         self.steps.push(step);
         if self.steps.len() > MAX_DEPTH {
             return Err(self.refusal("it is nested too deep; make it flatter"));
         }
-        let done = work(self)?;
+        Ok(())
+    }
+
+    /// One step back.
+    fn leave(&mut self) {
         self.steps.pop();
-        Ok(done)
     }
 
     /// The value here is refused.

@@ -1,22 +1,16 @@
 //! Values as flat names and back: nested keys joined by `_`, and which names may be assigned.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde_json::{Map, Value};
 
 use super::scalar;
 use super::{ArrayStyle, Format, FormatError, MAX_TEXT, Step, Way};
 
-/// One assignment.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Assigned {
-    One(String),
-    Many(Vec<String>),
-}
+/// Names and what they are assigned.
+pub(super) type Assignments = Map<String, Value>;
 
-/// Last part of the name that holds how many elements a list has. Its `__` reads as an empty key, so it is not taken
-/// for a member `count`.
-const COUNT: &str = "_count";
+/// End of the name that holds how many elements a list has. Its `__` reads as an empty key, so it is not taken for a
+/// member `count`.
+const COUNT: &str = "__count";
 
 /// Most parts of a name, and so the deepest nesting that is read from one.
 const MAX_PARTS: usize = 64;
@@ -133,17 +127,14 @@ fn too_many_parts(name: &str) -> Option<String> {
     too_many.then(|| format!("a name has more than {MAX_PARTS} parts; use fewer levels and fewer _"))
 }
 
-/// The assignments that hold `value`, which must be an object. Null members and empty objects are left out.
-pub(super) fn flatten(
-    format: Format,
-    value: &Value,
-    arrays: ArrayStyle,
-) -> Result<BTreeMap<String, Assigned>, FormatError> {
+/// The assignments that hold `value`, which must be an object: under `name=`, so that they have the order of sorted lines,
+/// strings and lists of strings. Null members and empty objects are left out.
+pub(super) fn flatten(format: Format, value: &Value, arrays: ArrayStyle) -> Result<Assignments, FormatError> {
     let mut way = Way::new(format);
     let Value::Object(members) = value else {
         return Err(way.refusal("only an object has names for its values"));
     };
-    let mut flat = Flat { format, arrays, name: String::new(), total: 0, assigned: BTreeMap::new() };
+    let mut flat = Flat { format, arrays, name: String::new(), total: 0, assigned: Map::new() };
     flat.members(members, &mut way)?;
     Ok(flat.assigned)
 }
@@ -154,7 +145,7 @@ struct Flat {
     name: String,
     /// Bytes of all names and values: long keys around many values must not grow without limit.
     total: usize,
-    assigned: BTreeMap<String, Assigned>,
+    assigned: Assignments,
 }
 
 impl Flat {
@@ -165,7 +156,9 @@ impl Flat {
                 self.name.push('_');
             }
             self.name.push_str(key);
-            way.within(Step::Key(key), |way| self.value(member, way))?;
+            way.enter(Step::Key(key))?;
+            self.value(member, way)?;
+            way.leave();
             self.name.truncate(before);
         }
         Ok(())
@@ -175,42 +168,48 @@ impl Flat {
         match value {
             Value::Null => Ok(()),
             Value::Object(members) => self.members(members, way),
-            Value::Array(elements) => {
-                let mut texts = Vec::with_capacity(elements.len());
-                for (at, element) in elements.iter().enumerate() {
-                    texts.push(way.within(Step::Index(at), |way| text(element, way))?);
-                }
-                match self.arrays {
-                    ArrayStyle::Bash => self.assign(self.name.clone(), Assigned::Many(texts), way),
-                    ArrayStyle::Indexed => self.indexed(texts, way),
-                }
+            Value::Array(elements) => self.list(elements, way),
+            _ => {
+                let text = text(value, way)?;
+                self.assign("", text.into(), way)
             }
-            _ => self.assign(self.name.clone(), Assigned::One(text(value, way)?), way),
         }
     }
 
-    fn indexed(&mut self, texts: Vec<String>, way: &Way<'_>) -> Result<(), FormatError> {
-        let name = self.name.clone();
-        self.assign(format!("{name}_{COUNT}"), Assigned::One(texts.len().to_string()), way)?;
+    fn list<'a>(&mut self, elements: &'a [Value], way: &mut Way<'a>) -> Result<(), FormatError> {
+        let mut texts = Vec::with_capacity(elements.len());
+        for (at, element) in elements.iter().enumerate() {
+            way.enter(Step::Index(at))?;
+            texts.push(Value::from(text(element, way)?));
+            way.leave();
+        }
+        if self.arrays == ArrayStyle::Bash {
+            return self.assign("", Value::Array(texts), way);
+        }
+        self.assign(COUNT, texts.len().to_string().into(), way)?;
         for (at, text) in texts.into_iter().enumerate() {
-            self.assign(format!("{name}_{at}"), Assigned::One(text), way)?;
+            self.assign(&format!("_{at}"), text, way)?;
         }
         Ok(())
     }
 
-    fn assign(&mut self, name: String, assigned: Assigned, way: &Way<'_>) -> Result<(), FormatError> {
+    /// Assigns to the name of this place and what is added to it.
+    fn assign(&mut self, suffix: &str, assigned: Value, way: &Way<'_>) -> Result<(), FormatError> {
+        let mut name = self.name.clone() + suffix;
         if let Some(why) = refused(self.format, &name) {
             return Err(way.refusal(why));
         }
+        name.push('=');
         self.total += name.len();
         self.total += match &assigned {
-            Assigned::One(text) => text.len(),
-            Assigned::Many(texts) => texts.iter().map(String::len).sum(),
+            Value::Array(texts) => texts.iter().map(|text| text.as_str().map_or(0, str::len)).sum(),
+            text => text.as_str().map_or(0, str::len),
         };
         if self.total > MAX_TEXT {
             return Err(FormatError::TooLarge(self.format));
         }
         if self.assigned.contains_key(&name) {
+            name.pop();
             return Err(
                 way.refusal(format!("{name} is already the name of another value; rename one of the keys"))
             );
@@ -222,53 +221,74 @@ impl Flat {
 
 /// A scalar, if a variable can hold it.
 fn text(value: &Value, way: &Way<'_>) -> Result<String, FormatError> {
-    match scalar::text(value) {
-        None => Err(way.refusal("a list may hold strings, numbers and booleans only")),
-        Some(text) if text.contains('\0') => Err(way.refusal("no variable holds a zero byte")),
-        Some(text) if way.format == Format::Dotenv && text.contains(['\n', '\r']) => {
-            Err(way.refusal("a line break would begin another variable; use SHELL or JSON"))
-        }
-        Some(text) => Ok(text),
+    let Some(text) = scalar::text(value) else {
+        return Err(way.refusal("a list may hold strings, numbers and booleans only"));
+    };
+    if text.contains('\0') {
+        return Err(way.refusal("no variable holds a zero byte"));
     }
+    if way.format == Format::Dotenv && text.contains(['\n', '\r']) {
+        return Err(way.refusal("a line break would begin another variable; use SHELL or JSON"));
+    }
+    Ok(text)
 }
 
 /// The object whose assignments these are: names are split at `_`, except where what stands before it has a value itself.
-/// The last assignment of a name counts. A null is only there where nothing else is.
+/// A null is only there where nothing else is.
 ///
 /// # Errors
 /// A name with more than [`MAX_PARTS`] parts.
-pub(super) fn nest(assignments: impl IntoIterator<Item = (String, Value)>) -> Result<Value, String> {
-    let flat: BTreeMap<String, Value> = assignments.into_iter().collect();
-    let (nulls, values): (Vec<_>, Vec<_>) = flat.iter().partition(|(_, value)| value.is_null());
-    let names: BTreeSet<&str> = values.iter().map(|(name, _)| name.as_str()).collect();
+pub(super) fn nest(flat: &Assignments) -> Result<Value, String> {
     let mut root = Map::new();
-    // Backwards: a name comes after the longer ones that begin with it.
-    for (name, value) in values.into_iter().chain(nulls.into_iter().rev()) {
-        if let Some(why) = too_many_parts(name) {
-            return Err(why);
+    for (name, value) in flat {
+        if !value.is_null() {
+            insert(&mut root, name, value, flat)?;
         }
-        let mut object = &mut root;
-        let mut start = 0;
-        for (at, _) in name.match_indices('_').filter(|(at, _)| !names.contains(&name[..*at])) {
-            let inner = object.entry(&name[start..at]).or_insert_with(|| Value::Object(Map::new()));
-            start = at + 1;
-            match inner {
-                Value::Object(members) => object = members,
-                // Only what has no value becomes an object, and nulls come last.
-                _ => return Err(format!("{name}: its parts clash with another name")),
-            }
-        }
-        object.entry(&name[start..]).or_insert_with(|| value.clone());
     }
-    Ok(Value::Object(root.into_iter().map(|(key, value)| (key, lists(value))).collect()))
+    // Backwards: a name comes after the longer ones that begin with it.
+    for (name, value) in flat.iter().rev() {
+        if value.is_null() {
+            insert(&mut root, name, value, flat)?;
+        }
+    }
+    let mut root = Value::Object(root);
+    lists(&mut root, false);
+    Ok(root)
 }
 
-/// Turns `{"0": .., "1": .., "": {"count": 2}}` back into the list that was written so.
-fn lists(value: Value) -> Value {
-    let Value::Object(members) = value else { return value };
-    match elements(&members) {
-        Some(elements) => Value::Array(elements),
-        None => Value::Object(members.into_iter().map(|(key, member)| (key, lists(member))).collect()),
+fn insert(
+    root: &mut Map<String, Value>,
+    name: &str,
+    value: &Value,
+    flat: &Assignments,
+) -> Result<(), String> {
+    if let Some(why) = too_many_parts(name) {
+        return Err(why);
+    }
+    let mut object = root;
+    let mut start = 0;
+    for (at, _) in name.match_indices('_') {
+        if flat.get(&name[..at]).is_some_and(|value| !value.is_null()) {
+            continue;
+        }
+        let inner = object.entry(&name[start..at]).or_insert_with(|| Value::Object(Map::new()));
+        start = at + 1;
+        match inner {
+            Value::Object(members) => object = members,
+            // Only what has no value becomes an object, and nulls come last.
+            _ => return Err(format!("{name}: its parts clash with another name")),
+        }
+    }
+    object.entry(&name[start..]).or_insert_with(|| value.clone());
+    Ok(())
+}
+
+/// Turns `{"0": .., "1": .., "": {"count": 2}}` back into the list that was written so; only members are lists.
+fn lists(value: &mut Value, is_member: bool) {
+    let Value::Object(members) = value else { return };
+    match elements(members) {
+        Some(elements) if is_member => *value = Value::Array(elements),
+        _ => members.values_mut().for_each(|member| lists(member, true)),
     }
 }
 
@@ -278,6 +298,10 @@ fn elements(members: &Map<String, Value>) -> Option<Vec<Value>> {
     if about.len() != 1 || members.len() != count + 1 {
         return None;
     }
-    let element = |at: usize| members.get(&at.to_string()).filter(|e| scalar::text(e).is_some()).cloned();
-    (0..count).map(element).collect()
+    let mut elements = Vec::with_capacity(count);
+    for at in 0..count {
+        elements
+            .push(members.get(&at.to_string()).filter(|element| scalar::text(element).is_some())?.clone());
+    }
+    Some(elements)
 }

@@ -25,8 +25,9 @@ fn number_text(number: &Number) -> String {
     } else if (1e-6..1e21).contains(&size) {
         real.to_string()
     } else {
-        let text = format!("{real:e}");
-        if text.contains("e-") { text } else { text.replace('e', "e+") }
+        // As JSON, but with a sign.
+        let text = number.to_string();
+        if text.contains("e-") || text.contains("e+") { text } else { text.replace('e', "e+") }
     }
 }
 

@@ -22,20 +22,24 @@ fn table<'a>(
     text: &mut String,
     way: &mut Way<'a>,
 ) -> Result<(), FormatError> {
-    let (tables, values): (Vec<_>, Vec<_>) =
-        members.iter().filter(|(_, member)| !member.is_null()).partition(|(_, member)| member.is_object());
-    for (key, member) in values {
-        push(text, &[&quoted_key(key), " = "], way)?;
-        way.within(Step::Key(key), |way| inline(member, text, way))?;
-        text.push('\n');
+    for (key, member) in members {
+        if !(member.is_null() || member.is_object()) {
+            push(text, &[&quoted_key(key), " = "], way)?;
+            way.enter(Step::Key(key))?;
+            inline(member, text, way)?;
+            way.leave();
+            text.push('\n');
+        }
     }
-    for (key, member) in tables {
+    for (key, member) in members {
         let Value::Object(members) = member else { continue };
         let before = name.len();
         name.push_str(if before == 0 { "" } else { "." });
         name.push_str(&quoted_key(key));
         push(text, &[if text.is_empty() { "" } else { "\n" }, "[", name, "]\n"], way)?;
-        way.within(Step::Key(key), |way| table(members, name, text, way))?;
+        way.enter(Step::Key(key))?;
+        table(members, name, text, way)?;
+        way.leave();
         name.truncate(before);
     }
     Ok(())
@@ -54,7 +58,9 @@ fn inline<'a>(value: &'a Value, text: &mut String, way: &mut Way<'a>) -> Result<
             text.push('[');
             for (at, element) in elements.iter().enumerate() {
                 text.push_str(if at == 0 { "" } else { ", " });
-                way.within(Step::Index(at), |way| inline(element, text, way))?;
+                way.enter(Step::Index(at))?;
+                inline(element, text, way)?;
+                way.leave();
             }
             push(text, &["]"], way)
         }
@@ -62,7 +68,9 @@ fn inline<'a>(value: &'a Value, text: &mut String, way: &mut Way<'a>) -> Result<
             text.push('{');
             for (at, (key, member)) in members.iter().filter(|(_, m)| !m.is_null()).enumerate() {
                 push(text, &[if at == 0 { " " } else { ", " }, &quoted_key(key), " = "], way)?;
-                way.within(Step::Key(key), |way| inline(member, text, way))?;
+                way.enter(Step::Key(key))?;
+                inline(member, text, way)?;
+                way.leave();
             }
             push(text, &[" }"], way)
         }

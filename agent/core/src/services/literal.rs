@@ -174,9 +174,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Letters, digits, `_` and `$`; may be empty.
+    /// Letters, digits, `_` and `$`, and whatever is beyond ASCII and no blank; may be empty.
     fn identifier(&mut self) -> &'a str {
-        let ends = |c: char| !(c.is_alphanumeric() || c == '_' || c == '$');
+        let ends = |c: char| !is_of_a_word(c);
         let (word, rest) = self.rest.split_at(self.rest.find(ends).unwrap_or(self.rest.len()));
         self.rest = rest;
         word
@@ -192,7 +192,7 @@ impl<'a> Reader<'a> {
         let end = |(at, c): (usize, char)| {
             let sign =
                 matches!(c, '+' | '-') && digits[..at].ends_with(['e', 'E']) && !digits.starts_with("0x");
-            !(c.is_alphanumeric() || matches!(c, '.' | '_' | '$') || sign)
+            !(is_of_a_word(c) || c == '.' || sign)
         };
         let length = digits.char_indices().find(|(at, c)| end((*at, *c))).map_or(digits.len(), |(at, _)| at);
         let (digits, rest) = digits.split_at(length);
@@ -274,6 +274,11 @@ impl<'a> Reader<'a> {
         self.rest = if unit.is_some() { &self.rest[count..] } else { self.rest };
         unit.ok_or_else(|| format!("no {count} hexadecimal digits behind a backslash"))
     }
+}
+
+/// The tables that tell letters beyond ASCII are large, and a key of some other sign does no harm.
+fn is_of_a_word(c: char) -> bool {
+    c.is_ascii_alphanumeric() || c == '_' || c == '$' || !(c.is_ascii() || c.is_whitespace())
 }
 
 /// A piece of a string.

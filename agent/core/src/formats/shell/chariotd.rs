@@ -1,19 +1,19 @@
 //! Reads what chariotd writes: `name='value'` and `name=('a' 'b')` lines in which a single quote is `\'` and everything
 //! else, line feeds too, stands as it is. That is no shell as soon as there is a quote, but it is what lies on devices.
 
-use super::{Assignments, Word, assignment};
+use super::{Assignments, Words, assignment, value};
 
 /// `None` if it is anything else.
 pub(super) fn read(text: &str) -> Option<Assignments> {
-    let mut found = Vec::new();
+    let mut found = Assignments::new();
     let mut rest = text.trim_start_matches('\n');
     while !rest.is_empty() {
-        let (name, value) = assignment(rest)?;
-        let (open, close) = if value.starts_with('(') { ('(', ')') } else { ('\'', '\'') };
-        let value = value.strip_prefix(open)?;
-        let (inner, next) = up_to_the_next(value, close)?;
-        let word = if open == '(' { Word::Many(elements(inner)?) } else { Word::One(unescaped(inner)?) };
-        found.push((name.to_owned(), word));
+        let (name, right) = assignment(rest)?;
+        let (open, close) = if right.starts_with('(') { ('(', ')') } else { ('\'', '\'') };
+        let right = right.strip_prefix(open)?;
+        let (inner, next) = up_to_the_next(right, close)?;
+        let words = if open == '(' { Words::Many(elements(inner)?) } else { Words::One(unescaped(inner)?) };
+        found.insert(name.to_owned(), value(words));
         rest = next;
     }
     Some(found)

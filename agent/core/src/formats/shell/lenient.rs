@@ -2,7 +2,7 @@
 //! lines, CR LF. No expansion takes place: `$HOME` is five characters. What is no assignment is refused with its line.
 
 use super::super::names;
-use super::{Assignments, Word};
+use super::{Assignments, Words, value};
 
 /// Line and what is wrong with it.
 type Fault = (usize, String);
@@ -10,13 +10,16 @@ type Fault = (usize, String);
 /// Reads the whole text.
 pub(super) fn read(text: &str) -> Result<Assignments, Fault> {
     let mut reader = Reader { text, at: 0 };
-    let mut found = Vec::new();
+    let mut found = Assignments::new();
     loop {
         reader.between_statements();
         if reader.rest().is_empty() {
             return Ok(found);
         }
-        found.extend(reader.statement().map_err(|(at, what)| (line(text, at), what))?);
+        let statement = reader.statement().map_err(|(at, what)| (line(text, at), what))?;
+        if let Some((name, words)) = statement {
+            found.insert(name, value(words));
+        }
     }
 }
 
@@ -74,7 +77,7 @@ impl<'a> Reader<'a> {
     }
 
     /// `name=value`, `export name=value`; `export name` has none.
-    fn statement(&mut self) -> Result<Option<(String, Word)>, At> {
+    fn statement(&mut self) -> Result<Option<(String, Words)>, At> {
         let exported = ["export ", "export\t"].iter().any(|word| self.take(word));
         self.skip(if exported { &[' ', '\t'] } else { &[] });
         let (begin, rest) = (self.at, self.rest());
@@ -102,7 +105,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The elements of a list, and its `)`.
-    fn list(&mut self, begin: usize) -> Result<Word, At> {
+    fn list(&mut self, begin: usize) -> Result<Words, At> {
         let mut texts = Vec::new();
         loop {
             loop {
@@ -114,7 +117,7 @@ impl<'a> Reader<'a> {
                 }
             }
             if self.take(")") {
-                return Ok(Word::Many(texts));
+                return Ok(Words::Many(texts));
             }
             if self.rest().is_empty() {
                 return Err((begin, "a list without its )".to_owned()));
@@ -123,12 +126,12 @@ impl<'a> Reader<'a> {
             if source.is_empty() || (source.starts_with('[') && source.contains("]=")) {
                 return self.fault("a list whose elements are not words; write ('a' 'b')");
             }
-            texts.push(if let Word::One(text) = word { text } else { String::new() });
+            texts.push(if let Words::One(text) = word { text } else { String::new() });
         }
     }
 
     /// One word as the shell sees it, joined of its quoted and bare parts; with it, how it is written.
-    fn word(&mut self, in_list: bool) -> Result<(&'a str, Word), At> {
+    fn word(&mut self, in_list: bool) -> Result<(&'a str, Words), At> {
         let begin = self.at;
         let mut value = String::new();
         while let Some(next) = self.rest().chars().next() {
@@ -152,7 +155,7 @@ impl<'a> Reader<'a> {
             }
         }
         let source = &self.text[begin..self.at];
-        let word = if source.is_empty() || source == "\"\"" { Word::Nothing } else { Word::One(value) };
+        let word = if source.is_empty() || source == "\"\"" { Words::Nothing } else { Words::One(value) };
         Ok((source, word))
     }
 

@@ -10,49 +10,52 @@ mod written;
 
 use serde_json::Value;
 
-use super::names::{self, Assigned};
+use super::names::{self, Assignments};
 use super::scalar;
 use super::{ArrayStyle, Format, FormatError};
 
 /// One `name='value'` or `name=('a' 'b')` a line, the lines sorted; an object without values is one empty line.
 pub(super) fn print(value: &Value, arrays: ArrayStyle) -> Result<String, FormatError> {
-    let flat = names::flatten(Format::Shell, value, arrays)?;
-    let line = |(name, assigned): (&String, &Assigned)| match assigned {
-        Assigned::One(text) => format!("{name}={}", quoted(text)),
-        Assigned::Many(texts) => {
-            let texts: Vec<_> = texts.iter().map(|text| quoted(text)).collect();
-            format!("{name}=({})", texts.join(" "))
+    let mut text = String::new();
+    for (name, assigned) in &names::flatten(Format::Shell, value, arrays)? {
+        text.push_str(name);
+        if let Value::Array(elements) = assigned {
+            text.push('(');
+            for (at, element) in elements.iter().enumerate() {
+                text.push_str(if at == 0 { "" } else { " " });
+                push_quoted(&mut text, element);
+            }
+            text.push(')');
+        } else {
+            push_quoted(&mut text, assigned);
         }
-    };
-    let mut lines: Vec<_> = flat.iter().map(line).collect();
-    lines.sort_unstable();
-    Ok(lines.join("\n") + "\n")
+        text.push('\n');
+    }
+    Ok(if text.is_empty() { "\n".to_owned() } else { text })
 }
 
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
+fn push_quoted(text: &mut String, value: &Value) {
+    text.push('\'');
+    text.push_str(&value.as_str().unwrap_or_default().replace('\'', r"'\''"));
+    text.push('\'');
+}
+
+/// The value of a text, or of the elements of a list.
+fn value(words: Words) -> Value {
+    match words {
+        Words::Nothing => Value::Null,
+        Words::One(text) => scalar::typed(&text),
+        Words::Many(texts) => Value::Array(texts.iter().map(|text| scalar::typed(text)).collect()),
+    }
 }
 
 /// What stands right of `=`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Word {
+enum Words {
     /// Nothing, or `""`: chariotd's way to say that there is no value.
     Nothing,
     One(String),
     Many(Vec<String>),
 }
-
-impl Word {
-    fn value(self) -> Value {
-        match self {
-            Self::Nothing => Value::Null,
-            Self::One(text) => scalar::typed(&text),
-            Self::Many(texts) => Value::Array(texts.iter().map(|text| scalar::typed(text)).collect()),
-        }
-    }
-}
-
-type Assignments = Vec<(String, Word)>;
 
 /// Reads a file of assignments. Two ways to write a quote are about, which contradict each other after a backslash;
 /// so what [`print`] writes is tried first, then what chariotd writes, then everything else.
@@ -63,8 +66,7 @@ pub(super) fn parse(text: &str) -> Result<Value, FormatError> {
         Some(assignments) => assignments,
         None => lenient::read(text).map_err(|(line, what)| fault(line, what))?,
     };
-    let values = assignments.into_iter().map(|(name, word)| (name, word.value()));
-    names::nest(values).map_err(|what| FormatError::Malformed { format: Format::Shell, what })
+    names::nest(&assignments).map_err(|what| FormatError::Malformed { format: Format::Shell, what })
 }
 
 /// A name and `=` at the beginning of `text`, and what follows.

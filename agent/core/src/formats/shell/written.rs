@@ -1,22 +1,22 @@
 //! Reads exactly what [`super::print`] writes.
 
-use super::{Assignments, Word, assignment};
+use super::{Assignments, Words, assignment, value};
 
 /// `None` if any of it is anything else.
 pub(super) fn read(text: &str) -> Option<Assignments> {
-    let mut found = Vec::new();
+    let mut found = Assignments::new();
     let mut rest = text;
     while !rest.is_empty() {
         if let Some(next) = rest.strip_prefix('\n') {
             rest = next;
             continue;
         }
-        let (name, value) = assignment(rest)?;
-        let (word, next) = match value.strip_prefix('(') {
+        let (name, right) = assignment(rest)?;
+        let (words, next) = match right.strip_prefix('(') {
             Some(elements) => many(elements)?,
-            None => one(value).map(|(text, next)| (Word::One(text), next))?,
+            None => one(right).map(|(text, next)| (Words::One(text), next))?,
         };
-        found.push((name.to_owned(), word));
+        found.insert(name.to_owned(), value(words));
         if !(next.is_empty() || next.starts_with('\n')) {
             return None;
         }
@@ -25,12 +25,12 @@ pub(super) fn read(text: &str) -> Option<Assignments> {
     Some(found)
 }
 
-fn many(text: &str) -> Option<(Word, &str)> {
+fn many(text: &str) -> Option<(Words, &str)> {
     let mut texts = Vec::new();
     let mut rest = text;
     loop {
         if let Some(next) = rest.strip_prefix(')') {
-            return Some((Word::Many(texts), next));
+            return Some((Words::Many(texts), next));
         }
         if !texts.is_empty() {
             rest = rest.strip_prefix(' ')?;
