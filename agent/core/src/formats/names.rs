@@ -292,10 +292,19 @@ fn lists(value: &mut Value, is_member: bool) {
     }
 }
 
+/// Whether there is no value in it.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Object(members) => members.values().all(is_nothing),
+        other => other.is_null(),
+    }
+}
+
 fn elements(members: &Map<String, Value>) -> Option<Vec<Value>> {
     let Value::Object(about) = members.get("")? else { return None };
     let count = usize::try_from(about.get("count")?.as_u64()?).ok()?;
-    if about.len() != 1 || members.len() != count + 1 {
+    // What holds nothing is not written, and does not make it an object.
+    if about.len() != 1 || members.values().filter(|member| !is_nothing(member)).count() != count + 1 {
         return None;
     }
     let mut elements = Vec::with_capacity(count);

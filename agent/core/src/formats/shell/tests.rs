@@ -152,6 +152,7 @@ fn names_are_split_where_nothing_is_lost() {
         ("_x='1'\ny_='2'\nz__w='3'", json!({"": {"x": 1}, "y": {"": 2}, "z": {"": {"w": 3}}})),
         ("l_0='a'\nl_1='2'\nl__count='2'\nm__count='0'", json!({"l": ["a", 2], "m": []})),
         ("l_0='a'\nl__count='2'", json!({"l": {"0": "a", "": {"count": 2}}})),
+        ("l_0=\nl_l_1=\nl__count='0'", json!({"l": []})),
         ("x_count='0'", json!({"x": {"count": 0}})),
     ] {
         let read = read(text);
