@@ -2,13 +2,15 @@
 //! by the tests of each module. `fuzz_targets/` runs these under a fuzzer, `agent/core/tests/corpora.rs` replays
 //! the corpora on a stable compiler. What the boot back ends read is in `boot_targets.rs`.
 
+use otandem_core::formats::{self, ArrayStyle, Format};
+use otandem_core::services::definition;
 use otandem_core::{fota, frame, image, jobs, messages, record, seal};
 
 /// What runs on one input.
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 8] = [
+pub const ALL: [(&str, Target); 11] = [
     ("job_document", job_document),
     ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
@@ -17,6 +19,9 @@ pub const ALL: [(&str, Target); 8] = [
     ("seal", seal_of_a_job),
     ("digest", digest_of_an_image),
     ("message", message_file),
+    ("shell", settings_in_shell),
+    ("dotenv", settings_in_dotenv),
+    ("definition", definition_of_a_service),
 ];
 
 /// A job document as text.
@@ -102,5 +107,38 @@ pub fn message_file(data: &[u8]) {
             "a topic that no broker takes"
         );
         assert!(message.payload.len() <= messages::MAX_PAYLOAD, "a payload that no broker takes");
+    }
+}
+
+/// Assignments of a shell.
+pub fn settings_in_shell(data: &[u8]) {
+    settings(Format::Shell, data);
+}
+
+/// A file of an environment.
+pub fn settings_in_dotenv(data: &[u8]) {
+    settings(Format::Dotenv, data);
+}
+
+/// What was read and can be written is, from then on, read and written as the same.
+fn settings(format: Format, data: &[u8]) {
+    let read = |text: &[u8]| formats::parse(format, text, |_| Err(String::new()));
+    let Ok(value) = read(data) else { return };
+    for arrays in [ArrayStyle::Bash, ArrayStyle::Indexed] {
+        if let Ok(printed) = formats::print(format, &value, arrays) {
+            let again = read(&printed).and_then(|value| formats::print(format, &value, arrays));
+            assert_eq!(again, Ok(printed), "a file that changes by being written again");
+        }
+    }
+}
+
+/// A definition of a service as a module of JavaScript.
+pub fn definition_of_a_service(data: &[u8]) {
+    if let Ok(service) = definition::read("service.js", data, |_| Err(String::new())) {
+        assert!(!service.key.is_empty() && !service.notifycmd.is_empty() && !service.timeout.is_zero());
+        assert!(
+            service.outfile.is_none_or(|file| file.path.is_absolute()),
+            "a file beside the working directory"
+        );
     }
 }

@@ -11,6 +11,7 @@
 
 pub mod agreement;
 pub mod boot;
+pub mod formats;
 pub mod fota;
 pub mod frame;
 pub mod image;
@@ -20,6 +21,8 @@ pub mod messages;
 pub mod plan;
 pub mod record;
 pub mod seal;
+pub mod services;
+pub mod shadow;
 pub mod time;
 pub mod update;
 pub mod verdict;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use otandem_core::boot::SetId;
+use otandem_core::formats::{ArrayStyle, Format};
 use otandem_core::image::Sha256;
 
 /// OTA A/B updates that always leave a system that boots.
@@ -37,7 +38,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check)
 64 wrong usage, 65 wrong input, 66 input cannot be read, 69 nobody answers, 70 defect, 71 system, \
 73 cannot write, 74 I/O, 75 not now, 76 protocol, 77 not allowed, 78 configuration.";
 
-/// The commands. All but `run` in its two forms, `job`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
+/// The commands. All but `run` in its two forms, `job`, `convert`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
 /// none runs.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
@@ -61,6 +62,8 @@ pub enum Command {
     /// Look at the document of a general job, or run it here
     #[command(subcommand)]
     Job(Job),
+    /// Convert settings from one file format to another: standard input to standard output
+    Convert(Convert),
     /// Look at the configuration, or make one
     #[command(subcommand)]
     Config(Config),
@@ -233,6 +236,20 @@ pub struct RunJob {
     /// Run it even beside a job or an update that is under way, and let others begin beside it
     #[arg(long)]
     pub beside: bool,
+}
+
+/// `otandem convert`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Convert {
+    /// Format of standard input: json, shell, plaintext, toml, dotenv
+    #[arg(long, value_name = "FORMAT")]
+    pub from: Format,
+    /// Format of standard output
+    #[arg(long, value_name = "FORMAT")]
+    pub to: Format,
+    /// Lists in shell: name=('a' 'b'), or name_0='a' name_1='b' name__count='2' for shells smaller than bash
+    #[arg(long, value_name = "bash|indexed", default_value = "bash")]
+    pub array_style: ArrayStyle,
 }
 
 /// `otandem config`
@@ -417,6 +434,20 @@ mod tests {
         }
         let cli = parse("otandem --state-dir /s aws-iot-device-client --cert c").unwrap();
         assert_eq!(cli.state_dir, Some("/s".into()));
+    }
+
+    #[test]
+    fn convert_takes_formats_in_any_case() {
+        let Command::Convert(c) = command("otandem convert --from json --to SHELL --array-style indexed")
+        else {
+            panic!()
+        };
+        assert_eq!((c.from, c.to, c.array_style), (Format::Json, Format::Shell, ArrayStyle::Indexed));
+        for bad in
+            ["--from json", "--to json", "--from yaml --to json", "--from json --to shell --array-style x"]
+        {
+            assert!(parse(&format!("otandem convert {bad}")).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,12 +6,14 @@ use otandem_boot::booted::{Seen, Slot};
 use otandem_boot::detect::{self, Places};
 use otandem_boot::{BootControl, BootNames, Config, Tries};
 use otandem_core::boot::SetId;
+use otandem_core::formats::{ArrayStyle, Format};
 use otandem_core::jobs::Identity;
 use otandem_core::jobs::intake::JobRules;
 
 use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
 use crate::config::{BootKind, Bootloader, CloudSettings, MessagesSettings, NetworkSettings, UpdateSettings};
+use crate::exit::Exit;
 use crate::feature::Feature;
 use crate::feature::jobs::Others;
 
@@ -21,6 +23,7 @@ pub fn list() -> Vec<&'static str> {
     let all = [
         ("jobs", cfg!(feature = "jobs")),
         ("messages", cfg!(feature = "messages")),
+        ("services", cfg!(feature = "services")),
         ("gzip", cfg!(feature = "gzip")),
         ("xz", cfg!(feature = "xz")),
         ("boot-custom", cfg!(feature = "boot-custom")),
@@ -163,6 +166,18 @@ pub fn messages(directories: Vec<MessagesSettings>) -> Option<Box<dyn Feature>> 
         return None;
     }
     Some(Box::new(crate::feature::messages::Messages::new(directories)))
+}
+
+/// What `otandem convert` does.
+///
+/// # Errors
+/// How the command ends, and one line: the text is wrong, or this build has no services.
+#[cfg_attr(not(feature = "services"), allow(unused_variables))]
+pub fn convert(from: Format, to: Format, arrays: ArrayStyle, text: &[u8]) -> Result<Vec<u8>, (Exit, String)> {
+    #[cfg(feature = "services")]
+    return crate::formats::convert(from, to, arrays, text).map_err(|e| (Exit::Data, e.to_string()));
+    #[cfg(not(feature = "services"))]
+    return Err((Exit::Usage, "this build has no services: build with --features services".into()));
 }
 
 #[cfg(test)]

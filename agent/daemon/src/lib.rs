@@ -15,6 +15,8 @@ pub mod exit;
 pub mod feature;
 pub mod features;
 pub mod fetch;
+#[cfg(feature = "services")]
+pub mod formats;
 pub mod fota;
 mod general;
 pub mod log;

@@ -1,6 +1,7 @@
 //! What each command does. `run` is the daemon; everything else asks it, or acts by itself when none runs.
 
 mod ask;
+mod convert;
 mod device_client;
 mod input;
 mod job;
@@ -33,6 +34,10 @@ pub fn execute(cli: Cli) -> Exit {
         },
         Command::Config(Config::Import(import)) => device_client::import(&import),
         Command::AwsIotDeviceClient { args } => device_client::run(sources, &args),
+        Command::Convert(convert) => match convert::convert(&convert) {
+            Ok(()) => Exit::Ok,
+            Err((exit, why)) => complain(exit, &why),
+        },
         command => match Settings::load(&sources) {
             Ok((settings, findings)) => with_settings(command, &settings, &findings),
             Err(e) => complain(Exit::Config, &e.to_string()),
@@ -63,6 +68,7 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
         Command::Run
         | Command::Config(_)
         | Command::AwsIotDeviceClient { .. }
+        | Command::Convert(_)
         | Command::Completions { .. }
         | Command::Man => Exit::Software,
     }
