@@ -28,6 +28,7 @@ pub mod cloud {
     pub mod channel;
     #[cfg(feature = "session")]
     pub mod connect;
+    mod crypto;
     #[cfg(feature = "session")]
     mod dial;
     pub mod identity;

@@ -9,13 +9,14 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::libc;
 use rustls::RootCertStore;
-use rustls::crypto::ring::sign::any_supported_type;
+use rustls::crypto::ring::sign::{RsaSigningKey, any_ecdsa_type};
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use x509_cert::der::Decode;
 use x509_cert::{Certificate, Version};
 
@@ -155,7 +156,7 @@ pub enum CertError {
         path: PathBuf,
     },
     /// A kind of key that TLS here cannot use.
-    #[error("{path} holds a key that cannot be used: {why}; use RSA (2048 bits or more), P-256, P-384 or Ed25519",
+    #[error("{path} holds a key that cannot be used: {why}; use RSA (2048 bits or more), P-256 or P-384",
         path = path.display())]
     KeyUnsupported {
         /// The file.
@@ -211,12 +212,20 @@ pub fn load_identity(cert: &Path, key: &Path, now: u64, built: u64) -> Result<Id
     }
     let common_name = own.subject().common_name().ok().flatten().map(|name| name.value().into_owned());
     let private = load_key(key)?;
-    let signer = any_supported_type(&private)
+    let signer = signing_key(&private)
         .map_err(|e| CertError::KeyUnsupported { path: key.into(), why: e.to_string() })?;
     CertifiedKey::new(chain.clone(), signer)
         .keys_match()
         .map_err(|_| CertError::Mismatch { cert: path(), key: key.into() })?;
     Ok(Identity { chain, key: private, not_after, common_name })
+}
+
+/// The key by which TLS signs for the device.
+///
+/// # Errors
+/// It is neither ECDSA (P-256, P-384) nor RSA, or is damaged.
+pub fn signing_key(key: &PrivateKeyDer<'_>) -> Result<Arc<dyn SigningKey>, rustls::Error> {
+    any_ecdsa_type(key).or_else(|_| RsaSigningKey::new(key).map(|key| Arc::new(key) as _))
 }
 
 /// Loads the roots that a server's certificate must lead to.

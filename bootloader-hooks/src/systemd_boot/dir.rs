@@ -147,7 +147,7 @@ mod tests {
         entries.rename("x.conf", "x+1.conf").unwrap();
         entries.create("y.conf", &[b'c'; SECTOR]).unwrap();
         let mut all = entries.list().unwrap();
-        all.sort();
+        all.sort_unstable();
         assert_eq!(all, [("x+1.conf".into(), vec![b'b'; SECTOR]), ("y.conf".into(), vec![b'c'; SECTOR])]);
     }
 

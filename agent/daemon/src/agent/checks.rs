@@ -134,7 +134,7 @@ fn executables(dir: &Path) -> Result<Vec<PathBuf>, String> {
             found.push(path);
         }
     }
-    found.sort();
+    found.sort_unstable();
     Ok(found)
 }
 

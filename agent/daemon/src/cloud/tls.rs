@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::crypto;
 use rustls::client::{ClientConfig, Resumption};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::time_provider::TimeProvider;
@@ -150,7 +151,7 @@ pub fn downloads(roots: RootCertStore, clock: Arc<Clock>) -> Result<ClientConfig
 }
 
 fn builder(clock: Arc<Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(crypto::provider());
     ClientConfig::builder_with_details(provider, clock)
         .with_safe_default_protocol_versions()
         .map_err(|source| TlsError::Setup { source })

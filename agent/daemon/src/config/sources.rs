@@ -138,7 +138,7 @@ fn read_directory(directory: &Path, merged: &mut Fragment, findings: &mut Vec<Fi
                 .filter_map(|e| e.ok().map(|e| e.path()))
                 .filter(|p| p.extension().is_some_and(|e| e == "toml"))
                 .collect();
-            found.sort();
+            found.sort_unstable();
             files.extend(found);
         }
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}

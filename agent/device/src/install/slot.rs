@@ -202,7 +202,7 @@ mod tests {
             let ends: Vec<_> = marks.iter().map(|mark| (mark.start, mark.end)).collect();
             assert_eq!(ends, wanted, "{align} {len}");
             let mut all: Vec<_> = unmarked(&marks, len).chain(marks.clone()).collect();
-            all.sort_by_key(|range| range.start);
+            all.sort_unstable_by_key(|range| range.start);
             assert_eq!(all.iter().map(|r| r.len()).sum::<usize>(), len);
             assert!(all.windows(2).all(|two| two[0].end == two[1].start), "{all:?}");
             assert!(all.iter().all(|r| r.start % align == 0 && (r.end % align == 0 || r.end == len)));

@@ -50,12 +50,12 @@ impl Failed {
             newest.push((stat.changed, Item { name, size: stat.identity.size() }));
             // Never much more in memory than is kept.
             if newest.len() > 2 * keep.files + 64 {
-                newest.sort_by_key(|(age, _)| *age);
+                newest.sort_unstable_by_key(|(age, _)| *age);
                 let many = newest.len() - keep.files;
                 newest.drain(..many).for_each(|(_, item)| remove(&folder, &item.name));
             }
         }
-        newest.sort_by_key(|(age, _)| *age);
+        newest.sort_unstable_by_key(|(age, _)| *age);
         let items: VecDeque<Item> = newest.into_iter().map(|(_, item)| item).collect();
         let bytes = items.iter().map(|item| item.size).sum();
         let mut failed = Self { folder, keep, items, bytes };
