@@ -274,8 +274,24 @@ def bad_settings_are_refused_in_one_sentence_that_names_the_variable():
     ):
         refused(name, settings.check, *product(**changes))
     refused("OTANDEM_SLOTS has no kernel", settings.check, *product("systemd-boot", OTANDEM_SLOTS="rootfs"))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (("missing.pem", None), ("empty.pem", ""), ("device.key", "-----BEGIN EC PRIVATE KEY-----\n")):
+            path = pathlib.Path(folder, name)
+            if text is not None:
+                path.write_text(text)
+            refused(f"OTANDEM_CA names {path}", settings.check, *product(OTANDEM_CA=str(path)))
     for kind in settings.BOOTLOADERS:
         settings.check(*product(kind))
+
+
+@check
+def a_layout_without_a_partition_that_the_device_needs_is_refused():
+    for kind in settings.BOOTLOADERS:
+        text = (LAYER / f"files/wic/otandem-{kind}.wks.in").read_text()
+        settings.layout(kind, "WKS_FILE", "ours", text)
+        for name, *_ in layout(kind):
+            without = re.sub(rf"^part .*--part-name {name} .*\n", "", text, flags=re.M)
+            refused(f"WKS_FILE is mine.wks, which has no partition {name}:", settings.layout, kind, "WKS_FILE", "mine.wks", without)
 
 
 @check
@@ -376,7 +392,8 @@ def an_image_larger_than_its_slot_is_refused_before_anything_is_written():
         image, empty = pathlib.Path(folder, "image"), pathlib.Path(folder, "empty")
         image.write_bytes(b"x" * 100)
         empty.touch()
-        refused("slot rootfs holds 99", update.make, {"rootfs": (image, 99)}, folder, "x", "1", "acme")
+        refused("set OTANDEM_SLOT_SIZE higher", update.make, {"rootfs": (image, 99)}, folder, "x", "1", "acme")
+        refused("set OTANDEM_SLOT_kernel[size] higher", update.make, {"kernel": (image, 99)}, folder, "x", "1", "acme")
         refused("is empty", update.make, {"rootfs": (empty, 99)}, folder, "x", "1", "acme")
         equal(sorted(os.listdir(folder)), ["empty", "image"], "files")
 
