@@ -321,6 +321,30 @@ def the_agent_takes_the_configuration_of_each_chain():
 
 
 @check
+def the_tests_for_a_device_pass_with_this_agent():
+    with tempfile.TemporaryDirectory() as folder:
+        lib, config = pathlib.Path(folder, "lib"), pathlib.Path(folder, "otandem.toml")
+        lib.mkdir()
+        (lib / "dead-man").symlink_to(ROOT / "agent/dist/usr/lib/otandem/dead-man")
+        (lib / "handlers").symlink_to(ROOT / "handlers")
+        config.write_text(DEVICE.replace("@", folder))
+        pathlib.Path(folder, "otandem").symlink_to(pathlib.Path(OTANDEM).resolve())
+        for name in ("root-a", "root-b"):
+            pathlib.Path(folder, name).touch()
+        environment = {
+            "PATH": f"{folder}:/usr/bin:/bin",
+            "OTANDEM_LIB": str(lib),
+            "OTANDEM_CONFIG": str(config),
+            "OTANDEM_EXAMPLE": str(ROOT / "agent/dist/etc/otandem/otandem.toml.example"),
+        }
+        script = LAYER / "recipes-otandem/otandem/otandem/run-ptest"
+        run = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, timeout=60)
+        # What `set -e` and a missing program would leave: fewer lines than tests.
+        words = [line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith(" ")]
+        equal(words, ["PASS"] * 11, run.stdout + run.stderr)
+
+
+@check
 def boot_files_keep_their_choice_and_get_the_products_arguments():
     hooks, arguments = ROOT / "bootloader-hooks", "console=ttyAMA0 quiet"
     text = (hooks / "grub/grub.cfg").read_text()
