@@ -165,7 +165,7 @@ def shell_scripts_are_clean():
     need("shellcheck")
     scripts = [
         file
-        for top in (LAYER, BUILDROOT, ROOT / "tests/layer", ROOT / "bootloader-hooks/uboot")
+        for top in (LAYER.parent, BUILDROOT, ROOT / "tests/layer", ROOT / "bootloader-hooks/uboot")
         for file in top.rglob("*")
         if file.is_file() and file.read_bytes()[:16].startswith((b"#!/bin/sh", b"#!/usr/bin/env b"))
     ]
@@ -292,6 +292,40 @@ def a_layout_without_a_partition_that_the_device_needs_is_refused():
         for name, *_ in layout(kind):
             without = re.sub(rf"^part .*--part-name {name} .*\n", "", text, flags=re.M)
             refused(f"WKS_FILE is mine.wks, which has no partition {name}:", settings.layout, kind, "WKS_FILE", "mine.wks", without)
+
+
+@check
+def a_disk_becomes_one_devices_own_once():
+    need("sfdisk", "mke2fs", "debugfs", "e2fsck")
+    with tempfile.TemporaryDirectory() as folder:
+        disk, cert, key = (pathlib.Path(folder, name) for name in ("a disk", "cert", "a key"))
+        cert.write_text("-----BEGIN CERTIFICATE-----\n")
+        key.write_text("-----BEGIN PRIVATE KEY-----\n")
+        disk.touch()
+        os.truncate(disk, 16 * MIB)
+        table = "label: gpt\nstart=1MiB, size=2MiB, name=root-a\nstart=4MiB, size=8MiB, name=data\n"
+        subprocess.run(["sfdisk", "-q", disk], input=table, text=True, check=True)
+
+        def provision(*more, thing="gateway-0001"):
+            command = [ROOT / "yocto-layer/provision", disk, thing, cert, key, *more]
+            return subprocess.run(command, capture_output=True, text=True)
+
+        assert "has no ext4" in provision().stderr, "a partition without a file system was taken"
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-E", f"offset={4 * MIB}", disk, "8M"], check=True)
+        assert "no thing name" in provision(thing='a"b').stderr, "a quote in a name was taken"
+        assert "has no certificate" in provision(key).stderr, "a key was taken for a certificate"
+        done = provision(cert)
+        equal((done.returncode, done.stdout), (0, f"{disk} is gateway-0001\n"), done.stderr)
+        assert "already" in provision().stderr, "the disk of a device was given to another one"
+        data = pathlib.Path(folder, "data")
+        data.write_bytes(disk.read_bytes()[4 * MIB : 12 * MIB])
+        subprocess.run(["e2fsck", "-fn", data], check=True, capture_output=True)
+        listed = subprocess.check_output(["debugfs", "-R", "ls -p /otandem/certs", data], stderr=subprocess.DEVNULL, text=True)
+        found = {word.split("/")[5]: tuple(word.split("/")[2:5]) for word in listed.split("\n") if word.startswith("/")}
+        equal(found["key.pem"], ("100600", "0", "0"), "mode and owner of the key")
+        assert {"cert.pem", "ca.pem"} <= set(found), found
+        told = subprocess.check_output(["debugfs", "-R", "cat /otandem/device.toml", data], stderr=subprocess.DEVNULL)
+        equal(tomllib.loads(told.decode()), {"cloud": {"thing-name": "gateway-0001", "ca": "/data/otandem/certs/ca.pem"}}, "device.toml")
 
 
 @check
