@@ -433,6 +433,41 @@ def boot_volumes_hold_their_files_and_are_the_same_each_time():
 
 
 @check
+def boot_volumes_get_what_the_machine_deployed_and_nothing_that_lies_in_the_slots():
+    need("mkfs.vfat", "mcopy", "mdir")
+    slots = [settings.Slot("rootfs", "image.ext4", MIB), settings.Slot("kernel", "bzImage", MIB)]
+
+    def names(image):
+        listed = subprocess.check_output(["mdir", "-i", image, "-b", "-/", "::"], text=True)
+        return sorted(line.removeprefix("::/") for line in listed.splitlines() if not line.endswith("/"))
+
+    for kind, files, wanted in (
+        ("systemd-boot", ["esp/loader/loader.conf", "xbootldr/loader/entries/otandem-b.conf"], {
+            "esp": ["EFI/BOOT/bootx64.efi", "loader/loader.conf", "otandem/a/vmlinuz"],
+            "xbootldr": ["loader/entries/otandem-b.conf", "otandem/b/vmlinuz"],
+        }),
+        ("u-boot", ["boot/boot.scr", "uboot-env.bin"], {"boot": ["boot.scr", "start.elf"]}),
+        ("grub", ["esp/grub/grub.cfg"], {"esp": ["grub/grub.cfg"]}),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            deploy, work = pathlib.Path(folder, "deploy"), pathlib.Path(folder, "work")
+            deploy.mkdir()
+            for name in ("bzImage", "boot.scr", "start.elf"):
+                (deploy / name).write_text(f"the machine's {name}")
+            for name in files:
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).write_text("ours")
+            made = (kind, slots, deploy, work, 40 * MIB, "bootx64.efi", "boot.scr start.elf bzImage", "bzImage")
+            if kind == "systemd-boot":
+                refused("set EFI_PROVIDER to systemd-boot", boot.volumes, *made)
+                (deploy / "systemd-bootx64.efi").write_text("the loader")
+            boot.volumes(*made)
+            equal({file.stem: names(file) for file in sorted(work.glob("*.vfat"))}, wanted, kind)
+            if kind == "u-boot":
+                equal(subprocess.check_output(["mtype", "-i", work / "boot.vfat", "::/boot.scr"]), b"ours", "boot.scr")
+
+
+@check
 def boot_files_of_a_machine_are_found_by_name_and_pattern():
     with tempfile.TemporaryDirectory() as folder:
         for name in ("bootfiles/start.elf", "bootfiles/fixup.dat", "u-boot.bin"):
