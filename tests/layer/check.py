@@ -6,10 +6,12 @@ usage: tests/layer/check.py OTANDEM          the agent's program, from the build
 Prints `ok NAME`, `FAIL NAME: why` or `skip NAME: why` for each check; exit status 1 if one failed.
 """
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -488,6 +490,11 @@ def an_image_larger_than_its_slot_is_refused_before_anything_is_written():
         refused("set OTANDEM_SLOT_SIZE higher", update.make, {"rootfs": (image, 99)}, folder, "x", "1", "acme")
         refused("set OTANDEM_SLOT_kernel[size] higher", update.make, {"kernel": (image, 99)}, folder, "x", "1", "acme")
         refused("is empty", update.make, {"rootfs": (empty, 99)}, folder, "x", "1", "acme")
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            line = f"--slot rootfs={image}:99 --out {folder} --name x --version 1 --compatible acme"
+            equal(update.main(line.split()), 1, "exit status for builds without BitBake")
+        assert "set the slot's size" in said.getvalue() and "OTANDEM" not in said.getvalue(), said.getvalue()
         equal(sorted(os.listdir(folder)), ["empty", "image"], "files")
 
 
