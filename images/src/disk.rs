@@ -150,6 +150,31 @@ pub(crate) fn layout(sizes: impl Iterator<Item = (&'static str, u64)>) -> (Vec<P
     (partitions, start + MIB)
 }
 
+/// Places of the partitions of these names on a disk that is there, in its order; others are not named.
+///
+/// # Errors
+/// [`ImageError::Recipe`] when one of them is not on it, else what sfdisk says.
+pub(crate) fn read_layout(image: &Path, names: &[&'static str]) -> Result<Vec<Partition>, ImageError> {
+    let dump = tools::run(tools::command("sfdisk").arg("-d").arg(image))?;
+    let found: Vec<_> = dump.lines().filter_map(|line| partition_in(line, names)).collect();
+    match names.iter().find(|name| found.iter().all(|partition| partition.name != **name)) {
+        None => Ok(found),
+        Some(name) => Err(ImageError::Recipe(format!("{}: no partition is called {name}", image.display()))),
+    }
+}
+
+/// The partition of a line of sfdisk's dump, such as `disk.img1 : start= 2048, size= 4096, ..., name="esp"`.
+fn partition_in(line: &str, names: &[&'static str]) -> Option<Partition> {
+    let (_, fields) = line.split_once(" : ")?;
+    let field = |key: &str| {
+        let mut values = fields.split(',').filter_map(|field| field.trim().split_once('='));
+        values.find(|(name, _)| *name == key).map(|(_, value)| value.trim().trim_matches('"'))
+    };
+    let bytes = |key: &str| field(key)?.parse::<u64>().ok()?.checked_mul(SECTOR);
+    let name = names.iter().find(|name| field("name") == Some(**name))?;
+    Some(Partition { name, start: bytes("start")?, size: bytes("size")? })
+}
+
 /// Writes a disk with these partitions to `out`.
 ///
 /// # Errors
@@ -218,6 +243,11 @@ mod tests {
         assert_eq!(&bytes[2 << 20..(2 << 20) + 8], b"content\0");
         assemble(&filled, &again).unwrap();
         assert!(bytes == fs::read(&again).unwrap(), "not the same bytes");
+        let place = |name, start, size| Partition { name, start, size };
+        let there = read_layout(&out, &["data", "root-a"]).unwrap();
+        assert_eq!(there, [place("root-a", MIB, MIB), place("data", 2 * MIB, 2 * MIB)]);
+        let missing = read_layout(&out, &["root-b"]).unwrap_err().to_string();
+        assert!(missing.contains("no partition is called root-b"), "{missing}");
     }
 
     #[test]

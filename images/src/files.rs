@@ -48,6 +48,18 @@ pub(crate) fn place(from: &Path, out: &File, to: &Path, offset: u64) -> Result<(
     }
 }
 
+/// Writes the content of `from` at `offset` of the file `to`, over whatever is there.
+///
+/// # Errors
+/// [`ImageError::File`] when one of them cannot be read or written.
+pub(crate) fn overwrite(from: &Path, to: &Path, offset: u64) -> Result<(), ImageError> {
+    let mut source = File::open(from).map_err(file("open", from))?;
+    let mut out = fs::OpenOptions::new().write(true).open(to).map_err(file("open", to))?;
+    out.seek(SeekFrom::Start(offset)).map_err(file("seek in", to))?;
+    std::io::copy(&mut source, &mut out).map_err(file("write", to))?;
+    Ok(())
+}
+
 /// SHA-256 of bytes in hex.
 pub(crate) fn digest_of(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))

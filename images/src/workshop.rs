@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use crate::cache::Cache;
 use crate::chain::{Content, Kernels};
 use crate::debian::Kernel;
-use crate::disk::{Filled, assemble, layout};
+use crate::disk::{self, Filled, assemble, layout};
 use crate::error::file;
 use crate::ext4::{self, Use};
 use crate::guest::{Parts, noise, ram_disk};
-use crate::{Chain, Device, Disk, Firmware, ImageError, Root, fat, files, packed, tools};
+use crate::{Chain, Device, Disk, Firmware, ImageError, Partition, Root, fat, files, packed, tools};
 
 /// Names cargo's target folder.
 const TARGET: &str = "CARGO_TARGET_DIR";
@@ -190,10 +190,29 @@ impl Workshop {
         assemble(&filled, &folder.join("disk.img"))?;
         fs::remove_file(&data).map_err(file("remove", &data))?;
         let disk = self.at(device, folder)?;
-        if let Firmware::Ovmf { vars, .. } = &disk.firmware {
-            let fresh = Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd");
-            fs::copy(fresh, vars).map_err(file("copy", fresh))?;
-        }
+        fresh_variables(&disk)?;
+        Ok(disk)
+    }
+
+    /// A device in `folder` whose disk was made elsewhere, with these partitions and this factory image: a copy of it, the
+    /// data partition made anew with the device's data. For disks that the builders of a distribution make.
+    ///
+    /// # Errors
+    /// A partition that the chain has is not on the disk, or what a tool or file says.
+    pub fn adopt(&self, device: &Device, made: &Path, folder: &Path) -> Result<Disk, ImageError> {
+        fs::create_dir_all(folder).map_err(file("create", folder))?;
+        let image = folder.join("disk.img");
+        files::copy_sparse(made, &image)?;
+        let boot = self.chain.boot_sizes().into_iter().map(|(name, _)| name);
+        let names: Vec<_> = boot.chain(["root-a", "root-b", "data"]).collect();
+        let disk = self.standing(folder, disk::read_layout(&image, &names)?)?;
+        let missing = || ImageError::Recipe(format!("{}: no partition data", made.display()));
+        let place = disk.partition("data").ok_or_else(missing)?;
+        let data = folder.join("data.tmp");
+        ext4::make(&device.data_tree(), Use::Data, "data", place.size, &data)?;
+        files::overwrite(&data, &image, place.start)?;
+        fs::remove_file(&data).map_err(file("remove", &data))?;
+        fresh_variables(&disk)?;
         Ok(disk)
     }
 
@@ -202,6 +221,16 @@ impl Workshop {
     /// # Errors
     /// [`ImageError::File`] when it is not there.
     pub fn at(&self, device: &Device, folder: &Path) -> Result<Disk, ImageError> {
+        let sizes = self.chain.boot_sizes().into_iter().chain([
+            ("root-a", device.slot_size),
+            ("root-b", device.slot_size),
+            ("data", device.data_size),
+        ]);
+        self.standing(folder, layout(sizes).0)
+    }
+
+    /// What starts the disk of `folder`.
+    fn standing(&self, folder: &Path, layout: Vec<Partition>) -> Result<Disk, ImageError> {
         let image = folder.join("disk.img");
         fs::metadata(&image).map_err(file("read", &image))?;
         let (firmware, machine) = match self.chain {
@@ -211,13 +240,7 @@ impl Workshop {
                 (Firmware::Ovmf { code, vars: folder.join("vars.fd") }, "q35")
             }
         };
-        let sizes = self.chain.boot_sizes().into_iter().chain([
-            ("root-a", device.slot_size),
-            ("root-b", device.slot_size),
-            ("data", device.data_size),
-        ]);
-        let (partitions, _) = layout(sizes);
-        Ok(Disk { chain: self.chain, image, firmware, machine, layout: partitions })
+        Ok(Disk { chain: self.chain, image, firmware, machine, layout })
     }
 
     /// Every partition but that of the data, with the file that fills it.
@@ -249,6 +272,15 @@ impl Workshop {
         }
         Ok(filled)
     }
+}
+
+/// Variables of UEFI as the firmware begins with them.
+fn fresh_variables(disk: &Disk) -> Result<(), ImageError> {
+    if let Firmware::Ovmf { vars, .. } = &disk.firmware {
+        let fresh = Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd");
+        fs::copy(fresh, vars).map_err(file("copy", fresh))?;
+    }
+    Ok(())
 }
 
 /// The kernel of all virtual devices, got when it is not there yet.

@@ -6,10 +6,12 @@ usage: tests/layer/check.py OTANDEM          the agent's program, from the build
 Prints `ok NAME`, `FAIL NAME: why` or `skip NAME: why` for each check; exit status 1 if one failed.
 """
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import importlib.util
+import io
 import json
 import os
 import pathlib
@@ -198,7 +200,7 @@ def shell_scripts_are_clean():
     need("shellcheck")
     scripts = [
         file
-        for top in (LAYER, BUILDROOT, ROOT / "tests/layer", ROOT / "bootloader-hooks/uboot")
+        for top in (LAYER.parent, BUILDROOT, ROOT / "tests/layer", ROOT / "bootloader-hooks/uboot")
         for file in top.rglob("*")
         if file.is_file() and file.read_bytes()[:16].startswith((b"#!/bin/sh", b"#!/usr/bin/env b"))
     ]
@@ -307,8 +309,58 @@ def bad_settings_are_refused_in_one_sentence_that_names_the_variable():
     ):
         refused(name, settings.check, *product(**changes))
     refused("OTANDEM_SLOTS has no kernel", settings.check, *product("systemd-boot", OTANDEM_SLOTS="rootfs"))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (("missing.pem", None), ("empty.pem", ""), ("device.key", "-----BEGIN EC PRIVATE KEY-----\n")):
+            path = pathlib.Path(folder, name)
+            if text is not None:
+                path.write_text(text)
+            refused(f"OTANDEM_CA names {path}", settings.check, *product(OTANDEM_CA=str(path)))
     for kind in settings.BOOTLOADERS:
         settings.check(*product(kind))
+
+
+@check
+def a_layout_without_a_partition_that_the_device_needs_is_refused():
+    for kind in settings.BOOTLOADERS:
+        text = (LAYER / f"files/wic/otandem-{kind}.wks.in").read_text()
+        settings.layout(kind, "WKS_FILE", "ours", text)
+        for name, *_ in layout(kind):
+            without = re.sub(rf"^part .*--part-name {name} .*\n", "", text, flags=re.M)
+            refused(f"WKS_FILE is mine.wks, which has no partition {name}:", settings.layout, kind, "WKS_FILE", "mine.wks", without)
+
+
+@check
+def a_disk_becomes_one_devices_own_once():
+    need("sfdisk", "mke2fs", "debugfs", "e2fsck")
+    with tempfile.TemporaryDirectory() as folder:
+        disk, cert, key = (pathlib.Path(folder, name) for name in ("a disk", "cert", "a key"))
+        cert.write_text("-----BEGIN CERTIFICATE-----\n")
+        key.write_text("-----BEGIN PRIVATE KEY-----\n")
+        disk.touch()
+        os.truncate(disk, 16 * MIB)
+        table = "label: gpt\nstart=1MiB, size=2MiB, name=root-a\nstart=4MiB, size=8MiB, name=data\n"
+        subprocess.run(["sfdisk", "-q", disk], input=table, text=True, check=True)
+
+        def provision(*more, thing="gateway-0001"):
+            command = [ROOT / "yocto-layer/provision", disk, thing, cert, key, *more]
+            return subprocess.run(command, capture_output=True, text=True)
+
+        assert "has no ext4" in provision().stderr, "a partition without a file system was taken"
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-E", f"offset={4 * MIB}", disk, "8M"], check=True)
+        assert "no thing name" in provision(thing='a"b').stderr, "a quote in a name was taken"
+        assert "has no certificate" in provision(key).stderr, "a key was taken for a certificate"
+        done = provision(cert)
+        equal((done.returncode, done.stdout), (0, f"{disk} is gateway-0001\n"), done.stderr)
+        assert "already" in provision().stderr, "the disk of a device was given to another one"
+        data = pathlib.Path(folder, "data")
+        data.write_bytes(disk.read_bytes()[4 * MIB : 12 * MIB])
+        subprocess.run(["e2fsck", "-fn", data], check=True, capture_output=True)
+        listed = subprocess.check_output(["debugfs", "-R", "ls -p /otandem/certs", data], stderr=subprocess.DEVNULL, text=True)
+        found = {word.split("/")[5]: tuple(word.split("/")[2:5]) for word in listed.split("\n") if word.startswith("/")}
+        equal(found["key.pem"], ("100600", "0", "0"), "mode and owner of the key")
+        assert {"cert.pem", "ca.pem"} <= set(found), found
+        told = subprocess.check_output(["debugfs", "-R", "cat /otandem/device.toml", data], stderr=subprocess.DEVNULL)
+        equal(tomllib.loads(told.decode()), {"cloud": {"thing-name": "gateway-0001", "ca": "/data/otandem/certs/ca.pem"}}, "device.toml")
 
 
 @check
@@ -335,6 +387,30 @@ def the_agent_takes_the_configuration_of_each_chain():
         # The thing name and the certificates are the device's own.
         told = [line for line in (run.stdout + run.stderr).splitlines() if not re.search(r"thing-name|cert", line)]
         equal(told, [], kind)
+
+
+@check
+def the_tests_for_a_device_pass_with_this_agent():
+    with tempfile.TemporaryDirectory() as folder:
+        lib, config = pathlib.Path(folder, "lib"), pathlib.Path(folder, "otandem.toml")
+        lib.mkdir()
+        (lib / "dead-man").symlink_to(ROOT / "agent/dist/usr/lib/otandem/dead-man")
+        (lib / "handlers").symlink_to(ROOT / "handlers")
+        config.write_text(DEVICE.replace("@", folder))
+        pathlib.Path(folder, "otandem").symlink_to(pathlib.Path(OTANDEM).resolve())
+        for name in ("root-a", "root-b"):
+            pathlib.Path(folder, name).touch()
+        environment = {
+            "PATH": f"{folder}:/usr/bin:/bin",
+            "OTANDEM_LIB": str(lib),
+            "OTANDEM_CONFIG": str(config),
+            "OTANDEM_EXAMPLE": str(ROOT / "agent/dist/etc/otandem/otandem.toml.example"),
+        }
+        script = LAYER / "recipes-otandem/otandem/otandem/run-ptest"
+        run = subprocess.run(["sh", script], env=environment, capture_output=True, text=True, timeout=60)
+        # What `set -e` and a missing program would leave: fewer lines than tests.
+        words = [line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith(" ")]
+        equal(words, ["PASS"] * 11, run.stdout + run.stderr)
 
 
 @check
@@ -392,6 +468,41 @@ def boot_volumes_hold_their_files_and_are_the_same_each_time():
 
 
 @check
+def boot_volumes_get_what_the_machine_deployed_and_nothing_that_lies_in_the_slots():
+    need("mkfs.vfat", "mcopy", "mdir")
+    slots = [settings.Slot("rootfs", "image.ext4", MIB), settings.Slot("kernel", "bzImage", MIB)]
+
+    def names(image):
+        listed = subprocess.check_output(["mdir", "-i", image, "-b", "-/", "::"], text=True)
+        return sorted(line.removeprefix("::/") for line in listed.splitlines() if not line.endswith("/"))
+
+    for kind, files, wanted in (
+        ("systemd-boot", ["esp/loader/loader.conf", "xbootldr/loader/entries/otandem-b.conf"], {
+            "esp": ["EFI/BOOT/bootx64.efi", "loader/loader.conf", "otandem/a/vmlinuz"],
+            "xbootldr": ["loader/entries/otandem-b.conf", "otandem/b/vmlinuz"],
+        }),
+        ("u-boot", ["boot/boot.scr", "uboot-env.bin"], {"boot": ["boot.scr", "start.elf"]}),
+        ("grub", ["esp/grub/grub.cfg"], {"esp": ["grub/grub.cfg"]}),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            deploy, work = pathlib.Path(folder, "deploy"), pathlib.Path(folder, "work")
+            deploy.mkdir()
+            for name in ("bzImage", "boot.scr", "start.elf"):
+                (deploy / name).write_text(f"the machine's {name}")
+            for name in files:
+                (work / name).parent.mkdir(parents=True, exist_ok=True)
+                (work / name).write_text("ours")
+            made = (kind, slots, deploy, work, 40 * MIB, "bootx64.efi", "boot.scr start.elf bzImage", "bzImage")
+            if kind == "systemd-boot":
+                refused("set EFI_PROVIDER to systemd-boot", boot.volumes, *made)
+                (deploy / "systemd-bootx64.efi").write_text("the loader")
+            boot.volumes(*made)
+            equal({file.stem: names(file) for file in sorted(work.glob("*.vfat"))}, wanted, kind)
+            if kind == "u-boot":
+                equal(subprocess.check_output(["mtype", "-i", work / "boot.vfat", "::/boot.scr"]), b"ours", "boot.scr")
+
+
+@check
 def boot_files_of_a_machine_are_found_by_name_and_pattern():
     with tempfile.TemporaryDirectory() as folder:
         for name in ("bootfiles/start.elf", "bootfiles/fixup.dat", "u-boot.bin"):
@@ -409,8 +520,14 @@ def an_image_larger_than_its_slot_is_refused_before_anything_is_written():
         image, empty = pathlib.Path(folder, "image"), pathlib.Path(folder, "empty")
         image.write_bytes(b"x" * 100)
         empty.touch()
-        refused("slot rootfs holds 99", update.make, {"rootfs": (image, 99)}, folder, "x", "1", "acme")
+        refused("set OTANDEM_SLOT_SIZE higher", update.make, {"rootfs": (image, 99)}, folder, "x", "1", "acme")
+        refused("set OTANDEM_SLOT_kernel[size] higher", update.make, {"kernel": (image, 99)}, folder, "x", "1", "acme")
         refused("is empty", update.make, {"rootfs": (empty, 99)}, folder, "x", "1", "acme")
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            line = f"--slot rootfs={image}:99 --out {folder} --name x --version 1 --compatible acme"
+            equal(update.main(line.split()), 1, "exit status for builds without BitBake")
+        assert "set the slot's size" in said.getvalue() and "OTANDEM" not in said.getvalue(), said.getvalue()
         equal(sorted(os.listdir(folder)), ["empty", "image"], "files")
 
 

@@ -28,6 +28,8 @@ pub const COMMAND: Duration = Duration::from_secs(30);
 const UPDATE: Duration = Duration::from_secs(240);
 /// Memory of a device.
 const MEMORY_MIB: u32 = 256;
+/// Names a disk to begin with in the place of ours: made elsewhere, with our factory image in both sets.
+const DISK: &str = "OTANDEM_VM_DISK";
 /// The device's name in the cloud.
 const THING: &str = "gateway-0001";
 /// This machine, as a guest sees it.
@@ -165,7 +167,10 @@ impl Stage {
         device.data.insert("otandem/device.toml".into(), setup.toml().into());
         let workshop = Workshop::in_target(chain).unwrap();
         let factory = workshop.release(&device.factory, device.slot_size).unwrap();
-        let disk = workshop.disk(&device, workplace.path()).unwrap();
+        let disk = match std::env::var_os(DISK) {
+            Some(made) => workshop.adopt(&device, made.as_ref(), workplace.path()).unwrap(),
+            None => workshop.disk(&device, workplace.path()).unwrap(),
+        };
         let definition =
             Definition { args: disk.firmware_arguments(), disk: disk.image.clone(), memory_mib: MEMORY_MIB };
         let cloud = CloudSide { lab, thing: THING.into(), limit: UPDATE.mul_f64(stretch()) };

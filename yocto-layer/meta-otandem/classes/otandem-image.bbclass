@@ -27,7 +27,8 @@ IMAGE_ROOTFS_EXTRA_SPACE ?= "0"
 
 python () {
     try:
-        slots = otandem.settings.check(d.getVar, otandem_flag(d))
+        otandem.settings.check(d.getVar, otandem_flag(d))
+        otandem_layout(d)
     except otandem.settings.Mistake as mistake:
         raise bb.parse.SkipRecipe(str(mistake))
     if not d.getVar('OTANDEM_URL') and not d.getVar('OTANDEM_S3_URL'):
@@ -44,6 +45,14 @@ python () {
     # A layout without the disk it is of: the sizes decide before anything is written.
     bb.build.addtask('do_otandem_sizes', 'do_image_wic do_otandem_update', root, d)
 }
+
+def otandem_layout(d):
+    """A layout of the product's own, too, has every partition that agent and bootloader speak of."""
+    name, path = d.getVar('WKS_FILE'), d.getVar('WKS_FULL_PATH')
+    if not path:
+        raise otandem.settings.Mistake('WKS_FILE is %s, which is in no folder of WKS_SEARCH_PATH: set it to a layout that is there.' % name)
+    with open(path) as file:
+        otandem.settings.layout(d.getVar('OTANDEM_BOOTLOADER'), 'WKS_FILE', name, file.read())
 
 # ---- the root file system ------------------------------------------------------------------------------------------
 
@@ -84,35 +93,14 @@ do_otandem_volumes[depends] += "${@'systemd-boot:do_deploy' if d.getVar('OTANDEM
 do_otandem_volumes[cleandirs] = "${OTANDEM_WORK}"
 do_otandem_volumes[vardeps] += "${OTANDEM_VARIABLES}"
 python do_otandem_volumes() {
-    import glob, os, shutil
-    deploy, work, kind = d.getVar('DEPLOY_DIR_IMAGE'), d.getVar('OTANDEM_WORK'), d.getVar('OTANDEM_BOOTLOADER')
-    room = otandem.settings.size('OTANDEM_BOOT_SIZE', d.getVar('OTANDEM_BOOT_SIZE'))
+    import os, shutil
+    deploy, work = d.getVar('DEPLOY_DIR_IMAGE'), d.getVar('OTANDEM_WORK')
     try:
-        slots = {slot.name: slot for slot in otandem.settings.slots(d.getVar, otandem_flag(d))}
         shutil.copytree(os.path.join(deploy, 'otandem-boot'), work, dirs_exist_ok=True)
-        if kind == 'systemd-boot':
-            loader = sorted(glob.glob(os.path.join(deploy, 'systemd-boot*.efi')))
-            if not loader:
-                raise otandem.settings.Mistake('there is no systemd-boot*.efi in the deploy folder: set EFI_PROVIDER to systemd-boot.')
-            target = os.path.join(work, 'esp/EFI/BOOT', d.getVar('EFI_BOOT_IMAGE'))
-            bb.utils.mkdirhier(os.path.dirname(target))
-            shutil.copyfile(loader[0], target)
-            for volume, name in (('esp', 'a'), ('xbootldr', 'b')):
-                for slot, file in (('kernel', 'vmlinuz'), ('initrd', 'initrd')):
-                    if slot in slots:
-                        target = os.path.join(work, volume, 'otandem', name, file)
-                        otandem.boot.padded(os.path.join(deploy, slots[slot].source), target, slots[slot].size, slot)
-        if kind == 'u-boot':
-            for source, target in otandem.boot.boot_files(d.getVar('IMAGE_BOOT_FILES'), deploy):
-                # boot.scr and kernels that a machine puts there by itself are ours, and in the slots.
-                if target != 'boot.scr' and os.path.basename(source) != d.getVar('KERNEL_IMAGETYPE'):
-                    target = os.path.join(work, 'boot', target)
-                    bb.utils.mkdirhier(os.path.dirname(target))
-                    shutil.copyfile(source, target)
-        for volume in sorted(os.listdir(work)):
-            if os.path.isdir(os.path.join(work, volume)):
-                bits = 16 if volume == 'boot' else 32
-                otandem.boot.fat(os.path.join(work, volume), os.path.join(work, volume + '.vfat'), room, bits, volume.upper())
+        otandem.boot.volumes(
+            d.getVar('OTANDEM_BOOTLOADER'), otandem.settings.slots(d.getVar, otandem_flag(d)), deploy, work,
+            otandem.settings.size('OTANDEM_BOOT_SIZE', d.getVar('OTANDEM_BOOT_SIZE')), d.getVar('EFI_BOOT_IMAGE'),
+            d.getVar('IMAGE_BOOT_FILES'), d.getVar('KERNEL_IMAGETYPE'))
     except otandem.settings.Mistake as mistake:
         bb.fatal(str(mistake))
 }
@@ -133,13 +121,9 @@ def otandem_slot_files(d):
     return files
 
 python do_otandem_sizes() {
-    import os
     try:
         for name, (image, room) in otandem_slot_files(d).items():
-            taken = os.path.getsize(image)
-            if taken > room:
-                variable = 'OTANDEM_SLOT_SIZE' if name == 'rootfs' else 'OTANDEM_SLOT_%s[size]' % name
-                bb.fatal('%s has %d bytes and its slot %s holds %d: set %s higher or install less.' % (os.path.basename(image), taken, name, room, variable))
+            otandem.update.fits(name, image, room)
     except otandem.settings.Mistake as mistake:
         bb.fatal(str(mistake))
 }

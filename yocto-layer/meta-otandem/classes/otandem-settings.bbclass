@@ -40,6 +40,9 @@ OTANDEM_WATCHDOG ?= ""
 
 # AWS IoT endpoint of the product; absent: offline devices.
 OTANDEM_ENDPOINT ?= ""
+# File on the build machine with the CA certificates of the endpoint, for every image; absent: the factory puts them on the
+# data partition and names them in device.toml. Keys and certificates of devices never go into an image.
+OTANDEM_CA ?= ""
 # Folder from which devices download: one of the two. With S3 the cloud presigns each download.
 #   OTANDEM_S3_URL = "https://s3.REGION.amazonaws.com/BUCKET/FOLDER"
 OTANDEM_URL ?= ""
@@ -49,7 +52,7 @@ OTANDEM_ZSTD_LEVEL ?= "19"
 OTANDEM_VARIABLES = "\
     OTANDEM_BOOTLOADER OTANDEM_COMPATIBLE OTANDEM_VERSION OTANDEM_ROOTFS_TYPE OTANDEM_SLOTS OTANDEM_SLOT_SIZE \
     OTANDEM_KERNEL_SIZE OTANDEM_INITRD_SIZE OTANDEM_SET_B OTANDEM_BOOT_SIZE OTANDEM_DATA_SIZE OTANDEM_DATA \
-    OTANDEM_INITRD OTANDEM_KERNEL_ARGS OTANDEM_WATCHDOG OTANDEM_ENDPOINT OTANDEM_URL OTANDEM_S3_URL OTANDEM_ZSTD_LEVEL \
+    OTANDEM_INITRD OTANDEM_KERNEL_ARGS OTANDEM_WATCHDOG OTANDEM_ENDPOINT OTANDEM_CA OTANDEM_URL OTANDEM_S3_URL OTANDEM_ZSTD_LEVEL \
 "
 
 def otandem_initrd(d):

@@ -116,3 +116,36 @@ def fat(tree, image, size, bits, label):
             subprocess.run(["mmd", "-i", image, name], **run)
         else:
             subprocess.run(["mcopy", "-m", "-i", image, str(file), name], **run)
+
+
+def volumes(kind, slots, deploy, work, room, program, listing=None, kernel=None):
+    """Every boot volume of a disk, as `NAME.vfat` of `room` bytes in `work`, where the recipe's files lie in a folder NAME.
+
+    The rest comes from `deploy`: kernels and loader for systemd-boot, under the name `program` by which UEFI starts it; the
+    machine's own `listing` (IMAGE_BOOT_FILES) without `kernel` (its file name) for U-Boot.
+    """
+    held = {slot.name: slot for slot in slots}
+    if kind == "systemd-boot":
+        loader = sorted(pathlib.Path(deploy).glob("systemd-boot*.efi"))
+        if not loader:
+            raise Mistake("there is no systemd-boot*.efi in the deploy folder: set EFI_PROVIDER to systemd-boot.")
+        _put(loader[0], os.path.join(work, "esp/EFI/BOOT", program))
+        for volume, name in (("esp", "a"), ("xbootldr", "b")):
+            for slot, file in (("kernel", "vmlinuz"), ("initrd", "initrd")):
+                if slot in held:
+                    target = os.path.join(work, volume, "otandem", name, file)
+                    padded(os.path.join(deploy, held[slot].source), target, held[slot].size, slot)
+    if kind == "u-boot":
+        for source, target in boot_files(listing, deploy):
+            # boot.scr and kernels that a machine puts there by itself are ours, and in the slots.
+            if target != "boot.scr" and os.path.basename(source) != kernel:
+                _put(source, os.path.join(work, "boot", target))
+    for volume in sorted(os.listdir(work)):
+        tree = os.path.join(work, volume)
+        if os.path.isdir(tree):
+            fat(tree, tree + ".vfat", room, 16 if volume == "boot" else 32, volume.upper())
+
+
+def _put(source, target):
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    shutil.copyfile(source, target)

@@ -1,5 +1,6 @@
 """What an integrator sets: read, and judged in one sentence that names the variable."""
 
+import pathlib
 import re
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ VOLUMES = {"u-boot": {}, "grub": {"esp": "/efi"}, "systemd-boot": {"esp": "/efi"
 # Values under which nothing should be shipped.
 EXAMPLE_COMPATIBLE = "otandem-demo"
 EXAMPLE_URL = "https://updates.example.com"
+# Where the certificates of OTANDEM_CA lie on the device.
+CA = "/usr/lib/otandem/ca.pem"
 MIB = 1 << 20
 
 
@@ -101,7 +104,32 @@ def check(get, flag):
             raise Mistake(f'{variable} is "{get(variable)}": set it to a folder that begins with "https://".')
     if get("OTANDEM_SET_B") not in ("copy", "empty"):
         raise Mistake('OTANDEM_SET_B is neither "copy" nor "empty": set it to what the factory writes into set B.')
+    certificates("OTANDEM_CA", get("OTANDEM_CA"))
     return found
+
+
+def certificates(variable, path):
+    """The text of a PEM file that goes into every image; empty if none is named. Keys of devices never go that way."""
+    if not path:
+        return ""
+    try:
+        text = pathlib.Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        raise Mistake(f"{variable} names {path}, which cannot be read: set it to a file with CA certificates in PEM.") from None
+    if "PRIVATE KEY-----" in text:
+        raise Mistake(f"{variable} names {path}, which has a private key: set it to a file with CA certificates alone.")
+    if "-----BEGIN CERTIFICATE-----" not in text:
+        raise Mistake(f"{variable} names {path}, which has no certificate: set it to a file with CA certificates in PEM.")
+    return text
+
+
+def layout(kind, variable, name, text):
+    """Refuses a layout (`name`, with this text) that lacks a partition of which agent and bootloader speak."""
+    found = re.findall(r"^part\b.*--part-name[ =](\S+)", text or "", re.M)
+    raw = {"u-boot": ["boot", "uboot-env"]}.get(known(kind), [])
+    for wanted in (*VOLUMES[kind], *raw, *PARTITIONS.values(), "data"):
+        if wanted not in found:
+            raise Mistake(f"{variable} is {name}, which has no partition {wanted}: set it to a layout with --part-name {wanted}.")
 
 
 def configuration(get, flag):
@@ -131,6 +159,8 @@ def configuration(get, flag):
         lines.append(f'watchdog = "{get("OTANDEM_WATCHDOG")}"')
     if get("OTANDEM_ENDPOINT"):
         lines += ["", "[cloud]", f'endpoint = "{get("OTANDEM_ENDPOINT")}"', f'cert-store = "{data}/otandem/certs"']
+        if get("OTANDEM_CA"):
+            lines.append(f'ca = "{CA}"')
     return "\n".join(lines) + "\n"
 
 

@@ -95,15 +95,19 @@ def document(packed, version, compatible, url=None, s3_url=None):
     return json.dumps({"operation": "fota", **images}, indent=2) + "\n"
 
 
+def fits(slot, image, room, variable=None):
+    """Refuses an image larger than the bytes that its slot holds; `room` 0 is no limit. `variable`: what to set instead."""
+    taken = os.path.getsize(image)
+    if room and taken > room:
+        variable = variable or ("OTANDEM_SLOT_SIZE" if slot == "rootfs" else f"OTANDEM_SLOT_{slot}[size]")
+        name = os.path.basename(image)
+        raise Mistake(f"{name} has {taken} bytes and slot {slot} holds {room}: set {variable} higher or install less.")
+
+
 def make(files, folder, name, version, compatible, url=None, s3_url=None, level=LEVEL, zstd="zstd"):
     """Update images and job document for {slot: (image, bytes it holds)} in `folder`; the names of what was written."""
     for slot, (image, room) in files.items():
-        taken = os.path.getsize(image)
-        if room and taken > room:
-            raise Mistake(
-                f"{os.path.basename(image)} has {taken} bytes and slot {slot} holds {room}: set a larger slot or install "
-                "less."
-            )
+        fits(slot, image, room)
     packed = []
     for slot, (image, _) in files.items():
         packed.append(pack(slot, image, os.path.join(folder, f"{name}-{version}-{slot}.zst"), level, zstd))
@@ -131,6 +135,8 @@ def main(arguments=None):
             parser.error(f"--slot {word}: give SLOT=IMAGE or SLOT=IMAGE:BYTES")
         files[slot] = (image, int(room))
     try:
+        for slot, (image, room) in files.items():
+            fits(slot, image, room, "the slot's size in the disk's layout, and :BYTES of --slot,")
         for name in make(files, given.out, given.name, given.version, given.compatible, given.url, given.s3_url,
                          given.level, given.zstd):
             print(name)

@@ -39,11 +39,18 @@ python do_compile() {
             bb.warn('The device takes images of the example: set OTANDEM_COMPATIBLE to the name of your product.')
     with open(path, 'w') as file:
         file.write(text)
+    with open(d.expand('${B}/ca.pem'), 'w') as file:
+        file.write(otandem.settings.certificates('OTANDEM_CA', d.getVar('OTANDEM_CA')))
 }
+# What is in the file counts, not only its name.
+do_compile[file-checksums] += "${@(d.getVar('OTANDEM_CA') or '') and d.getVar('OTANDEM_CA') + ':True'}"
 
 # In /usr: what belongs to the image goes with the image, also where /etc is an overlay that outlives it.
 do_install() {
 	install -D -m 0644 ${B}/otandem.toml ${D}${nonarch_libdir}/otandem/otandem.toml
+	if [ -s ${B}/ca.pem ]; then
+		install -m 0644 ${B}/ca.pem ${D}${nonarch_libdir}/otandem/ca.pem
+	fi
 	if ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'true', 'false', d)}; then
 		install -d ${D}${systemd_system_unitdir}/otandem.service.d
 		printf '[Unit]\nRequiresMountsFor=%s\n' "${OTANDEM_DATA}" \

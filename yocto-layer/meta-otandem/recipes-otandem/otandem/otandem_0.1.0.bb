@@ -47,6 +47,9 @@ do_install:append:class-target() {
 	install -D -m 0755 ${dist}/usr/lib/otandem/dead-man ${D}${otandem_libdir}/dead-man
 	install -D -m 0644 ${dist}/etc/otandem/otandem.toml.example ${D}${docdir}/otandem/otandem.toml.example
 	install -d -m 0755 ${D}${sysconfdir}/otandem/health.d ${D}${sysconfdir}/otandem/hooks.d
+	if [ -d ${dist}/usr/bin ]; then
+		cp -R --no-dereference --preserve=mode ${dist}/usr/bin/. ${D}${bindir}
+	fi
 
 	if ${@bb.utils.contains('DISTRO_FEATURES', 'systemd', 'true', 'false', d)}; then
 		install -d ${D}${systemd_system_unitdir}
@@ -96,5 +99,20 @@ SYSTEMD_AUTO_ENABLE:${PN}-trial = "enable"
 
 INITSCRIPT_NAME = "otandem"
 INITSCRIPT_PARAMS = "defaults 80 20"
+
+do_install_ptest() {
+	install -D -m 0644 ${dist}/etc/otandem/otandem.toml.example ${D}${PTEST_PATH}/otandem.toml.example
+}
+
+# For programs that call the agent by the name of another one. The package is made, and says so, as soon as agent/dist of the
+# checkout has that name.
+OTANDEM_CHARIOTD = "${@'chariotd' if os.path.lexists(d.getVar('OTANDEM_TOP') + '/agent/dist/usr/bin/chariotd') else ''}"
+PACKAGE_BEFORE_PN += "${PN}-chariotd"
+SUMMARY:${PN}-chariotd = "The agent under the name chariotd"
+FILES:${PN}-chariotd = "${bindir}/chariotd"
+RDEPENDS:${PN}-chariotd = "${PN}"
+RPROVIDES:${PN}-chariotd = "${OTANDEM_CHARIOTD}"
+RCONFLICTS:${PN}-chariotd = "${OTANDEM_CHARIOTD}"
+RREPLACES:${PN}-chariotd = "${OTANDEM_CHARIOTD}"
 
 BBCLASSEXTEND = "native nativesdk"
