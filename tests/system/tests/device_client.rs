@@ -8,7 +8,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use otandem_lab::{Lab, LabConfig, Status};
+use otandem_lab::jobs::request::Code;
+use otandem_lab::{Lab, LabConfig, MqttFault, Operation, Rule, Status};
 use otandem_system_tests::world::LIMIT;
 use otandem_system_tests::{CloudSide, binary};
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ impl Fleet {
         let handler = handlers.join("greet.sh");
         fs::write(
             &handler,
-            "#!/bin/sh\n[ ! -e hang ] || exec sleep 30\necho \"hello $2\"\necho 'a warning' >&2\n",
+            "#!/bin/sh\n[ ! -e hang ] || { : >began; exec sleep 30; }\necho \"hello $2\"\necho 'a warning' >&2\n",
         )
         .unwrap();
         for path in [&handlers, &handler] {
@@ -198,13 +199,15 @@ fn the_imported_configuration_runs_the_same_jobs() {
 fn a_job_that_another_client_left_in_its_middle_is_run_from_its_beginning() {
     let mut fleet = Fleet::new();
     fs::write(fleet.path("hang"), "").unwrap();
+    // The client tells the cloud nothing of a step.
+    fleet.cloud.lab.fault(Rule::always(MqttFault::Reject(Operation::Update, Code::RequestThrottled)));
     fleet.client(&[]);
     fleet.cloud.job("left", &samples()[1]);
-    fleet.cloud.wait_lab("the step", |lab| {
-        let details = lab.jobs.execution("device", "left")?.details.clone()?;
-        details.get("progress").map(drop)
-    });
+    let began = fleet.path("began");
+    fleet.cloud.wait_lab("the step", |_| began.exists().then_some(()));
+    fleet.cloud.wait_status("left", Status::InProgress);
     fleet.kill();
+    fleet.cloud.lab.clear_faults();
     // As after a change of the client: the cloud knows of the job, and nothing on the device does.
     fs::remove_dir_all(fleet.path("state")).unwrap();
     fs::remove_file(fleet.path("hang")).unwrap();
