@@ -15,8 +15,6 @@ use super::settings::*;
 use super::values::{Bytes, Span};
 use super::{Area, Finding, Kind};
 
-/// The one mistake of a device that does not want updates.
-pub(super) const NO_SLOTS: &str = "no slots are configured: name them in [slots.A] and [slots.B]";
 const DEFAULT_RUN_DIR: &str = "/run/otandem";
 const MIN: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);

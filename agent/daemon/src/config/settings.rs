@@ -14,10 +14,11 @@ use otandem_device::spool::Keep;
 use url::Url;
 
 use super::Finding;
-use super::check::NO_SLOTS;
 use super::fragments::Fragment;
 use super::values::Window;
 
+/// The one mistake of a device that does not want updates.
+pub(super) const NO_SLOTS: &str = "no slots are configured: name them in [slots.A] and [slots.B]";
 pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/otandem";
 
 /// The whole configuration, valid.
