@@ -113,6 +113,10 @@ fn a_document_that_is_wrong_is_told_with_the_member_and_a_failing_exit() {
     let (exit, plan) = answer(&desk.otandem(&["job", "plan", "-"], "\u{1}"));
     assert_eq!((exit, plan["valid"].clone()), (Some(65), json!(false)));
     assert_eq!(desk.otandem(&["job", "plan", "/nonexistent"], "").status.code(), Some(66));
+    // No size is told: of what is too long no more is read than shows that it is.
+    let (exit, plan) = answer(&desk.otandem(&["job", "plan", "-"], &" ".repeat(40_000)));
+    let reason = "Unable to execute job, invalid job document provided! more than 32768 bytes";
+    assert_eq!((exit, plan), (Some(65), json!({"valid":false,"reason":reason})));
 }
 
 #[test]

@@ -189,7 +189,7 @@ pub struct OldSchema {
 pub fn parse_text(text: &[u8], old: OldSchema) -> Result<JobDocument, Outcome> {
     let whole = |why: String| Outcome::rejected(format!("{INVALID} {why}"));
     if text.len() > MAX_DOCUMENT {
-        return Err(whole(format!("{} bytes, more than {MAX_DOCUMENT}", text.len())));
+        return Err(whole(format!("more than {MAX_DOCUMENT} bytes")));
     }
     let value: Value = serde_json::from_slice(text).map_err(|e| whole(format!("not JSON: {e}")))?;
     parse(&value, old)
