@@ -135,6 +135,15 @@ fn the_status_is_printed_as_it_would_be_told() {
 }
 
 #[test]
+fn a_name_in_a_document_tells_the_terminal_nothing() {
+    let step = json!({"name":"a\u{1b}[31m\nb","type":"runCommand","input":{"command":"true"}});
+    let document = json!({"version":"1.0","steps":[{"action":step}]}).to_string();
+    let said = Desk::new().otandem(&["job", "run", "-"], &document).stderr;
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.starts_with("step 1/1: a [31m b\n") && !said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
 fn how_this_device_reads_documents_is_configured() {
     let desk = Desk::new();
     desk.handler("h", "echo $#; echo line >&2");

@@ -146,7 +146,8 @@ async fn in_thread(plan: JobPlan, terms: Terms) -> Result<Finish, String> {
     let steps = plan.all_steps().count();
     let spawned = std::thread::Builder::new().name("job".into()).spawn(move || {
         let mut begins = |index, name: &str| {
-            let _ = writeln!(std::io::stderr(), "{}", verdict::progress(index, steps, name));
+            // A terminal obeys control characters, and the name is the document's.
+            let _ = writeln!(std::io::stderr(), "{}", detail(&verdict::progress(index, steps, name)));
         };
         let _ = tell.send(execute(&plan, 0, &terms, &seen, &mut begins));
     });
