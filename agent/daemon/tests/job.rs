@@ -158,6 +158,22 @@ fn how_this_device_reads_documents_is_configured() {
 }
 
 #[test]
+fn settings_that_are_not_used_are_told() {
+    let desk = Desk::new();
+    let document = handler("h").to_string();
+    desk.config("[jobs]\nstrict-permissions = true\nhandler-timeout = 'soon'\n");
+    for verb in ["plan", "run"] {
+        let output = desk.otandem(&["job", verb, "-"], &document);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(78) && said.contains("jobs.handler-timeout"), "{said}");
+    }
+    desk.config("[jobs]\nstrict-permissions = true\nenabled = false\n");
+    let output = desk.otandem(&["job", "plan", "-"], &document);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("the defaults hold"), "{said}");
+}
+
+#[test]
 fn conditions_decide_whether_it_runs_here() {
     let desk = Desk::new();
     desk.handler("h", "exit 0");
