@@ -54,7 +54,7 @@ pub struct DocumentImage {
 /// The outcome to report: always a refusal, with the member at fault.
 pub fn parse_text(text: &[u8]) -> Result<Document, Outcome> {
     if text.len() > MAX_DOCUMENT {
-        return Err(reject(format!("job document: {} bytes, more than {MAX_DOCUMENT}", text.len())));
+        return Err(reject(format!("job document: more than {MAX_DOCUMENT} bytes")));
     }
     let value: Value =
         serde_json::from_slice(text).map_err(|e| reject(format!("job document: not JSON: {e}")))?;

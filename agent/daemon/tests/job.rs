@@ -113,6 +113,10 @@ fn a_document_that_is_wrong_is_told_with_the_member_and_a_failing_exit() {
     let (exit, plan) = answer(&desk.otandem(&["job", "plan", "-"], "\u{1}"));
     assert_eq!((exit, plan["valid"].clone()), (Some(65), json!(false)));
     assert_eq!(desk.otandem(&["job", "plan", "/nonexistent"], "").status.code(), Some(66));
+    // No size is told: of what is too long no more is read than shows that it is.
+    let (exit, plan) = answer(&desk.otandem(&["job", "plan", "-"], &" ".repeat(40_000)));
+    let reason = "Unable to execute job, invalid job document provided! more than 32768 bytes";
+    assert_eq!((exit, plan), (Some(65), json!({"valid":false,"reason":reason})));
 }
 
 #[test]
@@ -131,6 +135,15 @@ fn the_status_is_printed_as_it_would_be_told() {
 }
 
 #[test]
+fn a_name_in_a_document_tells_the_terminal_nothing() {
+    let step = json!({"name":"a\u{1b}[31m\nb","type":"runCommand","input":{"command":"true"}});
+    let document = json!({"version":"1.0","steps":[{"action":step}]}).to_string();
+    let said = Desk::new().otandem(&["job", "run", "-"], &document).stderr;
+    let said = String::from_utf8(said).unwrap();
+    assert!(said.starts_with("step 1/1: a [31m b\n") && !said.contains('\u{1b}'), "{said:?}");
+}
+
+#[test]
 fn how_this_device_reads_documents_is_configured() {
     let desk = Desk::new();
     desk.handler("h", "echo $#; echo line >&2");
@@ -142,6 +155,22 @@ fn how_this_device_reads_documents_is_configured() {
     fs::set_permissions(desk.handlers().join("h"), PermissionsExt::from_mode(0o755)).unwrap();
     let reason = desk.run(&handler("h")).1["statusDetails"]["reason"].to_string();
     assert!(reason.contains("has mode 755"), "{reason}");
+}
+
+#[test]
+fn settings_that_are_not_used_are_told() {
+    let desk = Desk::new();
+    let document = handler("h").to_string();
+    desk.config("[jobs]\nstrict-permissions = true\nhandler-timeout = 'soon'\n");
+    for verb in ["plan", "run"] {
+        let output = desk.otandem(&["job", verb, "-"], &document);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(78) && said.contains("jobs.handler-timeout"), "{said}");
+    }
+    desk.config("[jobs]\nstrict-permissions = true\nenabled = false\n");
+    let output = desk.otandem(&["job", "plan", "-"], &document);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("the defaults hold"), "{said}");
 }
 
 #[test]

@@ -157,6 +157,19 @@ fn a_job_that_the_cloud_ended_is_killed_and_the_next_one_runs() {
 }
 
 #[test]
+fn a_job_that_the_cloud_ended_while_it_waits_for_its_reboot_keeps_no_other_waiting() {
+    let reboots = "echo \"$OTANDEM_JOB_ID\" >\"$OTANDEM_REBOOT_MARK\"; gate down\n";
+    let world = world(&[("down", reboots), ("two", "tell two\n")]);
+    world.device.make_gate("down").unwrap();
+    world.job("canceled", &steps(&["down"]));
+    world.wait_gate("down");
+    world.job("next", &steps(&["two"]));
+    world.lab.cancel_job("canceled", Force::Yes).unwrap();
+    world.expect_end("next", Status::Succeeded, "");
+    world.finish();
+}
+
+#[test]
 fn the_cloud_sees_which_step_runs() {
     let world = world(&[("one", "true\n"), ("two", "gate here\n")]);
     world.device.make_gate("here").unwrap();

@@ -189,7 +189,7 @@ pub struct OldSchema {
 pub fn parse_text(text: &[u8], old: OldSchema) -> Result<JobDocument, Outcome> {
     let whole = |why: String| Outcome::rejected(format!("{INVALID} {why}"));
     if text.len() > MAX_DOCUMENT {
-        return Err(whole(format!("{} bytes, more than {MAX_DOCUMENT}", text.len())));
+        return Err(whole(format!("more than {MAX_DOCUMENT} bytes")));
     }
     let value: Value = serde_json::from_slice(text).map_err(|e| whole(format!("not JSON: {e}")))?;
     parse(&value, old)
@@ -360,6 +360,9 @@ fn run_command(input: &Fields<'_>) -> Result<Action, Outcome> {
 }
 
 fn install(input: &Fields<'_>) -> Result<Action, Outcome> {
+    if input.get("image").is_none() && input.get("images").is_none() {
+        return Err(input.wrong("image", "missing, and images as well"));
+    }
     let mut document = json!({ "operation": "fota" });
     for member in ["image", "images", "retry", "force"] {
         if let Some(value) = input.get(member) {
@@ -368,8 +371,11 @@ fn install(input: &Fields<'_>) -> Result<Action, Outcome> {
     }
     let document = fota::parse(&document).map_err(|outcome| {
         let why = outcome.reason().strip_prefix("job document: ").unwrap_or(outcome.reason()).to_owned();
-        let at = input.path("");
-        invalid(at.trim_end_matches('.'), &why)
+        let (input, below) = (input.path(""), why.split_once(':').filter(|(name, _)| !name.contains(' ')));
+        match below {
+            Some((member, why)) => invalid(&format!("{input}{member}"), why.trim_start()),
+            None => invalid(input.trim_end_matches('.'), &why),
+        }
     })?;
     Ok(Action::Install { document })
 }

@@ -216,8 +216,17 @@ fn an_install_step_takes_the_images_of_a_fota_document() {
     assert!(matches!(&read.steps[0].action, Action::Install { document } if document.images.len() == 1));
     assert!(read.steps[0].argv().is_empty());
     let why = refusal(&step(json!({"image":{"sha256":"ab".repeat(32)}})));
-    assert!(why.contains("steps[0].action.input: image.url: missing"), "{why}");
-    assert!(refusal(&step(json!({}))).contains("steps[0].action.input: "));
+    assert!(why.contains("steps[0].action.input.image.url: missing"), "{why}");
+    for (input, why) in [
+        (json!({}), "input.image: missing, and images as well"),
+        (json!({"bc_url":"https://x/y","bc_size":1}), "input.image: missing, and images as well"),
+        (json!({"image":{},"images":[]}), "input: image and images exclude each other"),
+        (json!({"images":[{"url":"https://x/y"}, 7]}), "input.images[1]: not an object"),
+        (json!({"image":{"url":"https://x/y"}}), "input: image 0: no digest"),
+    ] {
+        let refused = refusal(&step(input));
+        assert!(refused.contains(&format!("steps[0].action.{why}")), "{refused}");
+    }
 }
 
 #[test]

@@ -149,7 +149,7 @@ pub enum Intake {
     Other,
 }
 
-/// Decides. `now_left` = what the execution says about its time.
+/// Decides.
 #[must_use]
 pub fn intake(execution: &Execution, machine: &Machine, rules: &JobRules) -> Intake {
     let key = &execution.key;

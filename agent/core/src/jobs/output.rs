@@ -3,8 +3,9 @@
 
 use super::wire::{Details, MAX_DETAIL, is_invisible};
 
-/// Members of a query string that are as good as a password for as long as they live.
-const SECRETS: [&str; 3] = ["X-Amz-Signature=", "X-Amz-Security-Token=", "X-Amz-Credential="];
+/// Members of a query string that are as good as a password for as long as they live. The first is the end of
+/// `X-Amz-Signature=`, and what CloudFront and older signatures of S3 have.
+const SECRETS: [&str; 3] = ["Signature=", "X-Amz-Security-Token=", "X-Amz-Credential="];
 /// Bytes of each stream that are worth keeping while a job runs: a character has at most four.
 pub const KEPT: usize = 8 * MAX_DETAIL;
 
@@ -151,6 +152,12 @@ mod tests {
             stderr(url),
             "GET https://b/k?X-Amz-Algorithm=A&X-Amz-Credential=...&X-Amz-Signature=... failed"
         );
+    }
+
+    #[test]
+    fn what_signs_a_url_of_cloudfront_is_masked() {
+        let url = "https://d1.cloudfront.net/i?Expires=9&Signature=ab~-_c__&Key-Pair-Id=K";
+        assert_eq!(stderr(url), "https://d1.cloudfront.net/i?Expires=9&Signature=...&Key-Pair-Id=K");
     }
 
     #[test]

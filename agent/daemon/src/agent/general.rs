@@ -7,6 +7,7 @@ use std::time::Duration;
 use otandem_core::jobs::document::{Action, JobPlan};
 use otandem_core::jobs::intake;
 use otandem_core::jobs::running::RunningJob;
+use otandem_core::jobs::wire::Details;
 use otandem_core::machine::{Event, InstallStep, JobEvent};
 use otandem_core::update::{JobKey, Outcome};
 use otandem_device::jobs::{Finish, GRACE, Installs, Terms, execute};
@@ -86,6 +87,12 @@ impl Agent {
                 self.event(Event::Job(JobEvent::Ended { key, outcome, details }));
             }
             Finish::Installs(installs) => self.install_step(key, *installs),
+            // Nothing goes on after a reboot that nobody wants any more, and may never come.
+            Finish::Rebooting if self.machine.running_job().is_some_and(|job| job.closed) => {
+                self.performer.forget_reboot();
+                let outcome = Outcome::failed("ended by the cloud");
+                self.event(Event::Job(JobEvent::Ended { key, outcome, details: Details::new() }));
+            }
             // The record has it; the next start goes on.
             Finish::Rebooting => tracing::info!("{key}: goes on after the reboot"),
         }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use super::{ask, complain, input, parts};
 use crate::cli::{Job, RunJob};
 use crate::cloud::identity;
-use crate::config::Settings;
+use crate::config::{Feature, Settings};
 use crate::control::{Answer, Client};
 use crate::exit::Exit;
 use crate::{features, general};
@@ -26,6 +26,12 @@ type Read = Result<JobDocument, Outcome>;
 
 /// Carries out `otandem job`.
 pub fn job(settings: &Settings, job: &Job) -> Exit {
+    // Who has asked for strict rules gets no others without being told.
+    match &settings.jobs {
+        Feature::Broken(finding) => return complain(Exit::Config, &finding.to_string()),
+        Feature::Off => tracing::warn!("jobs.enabled is false: the defaults hold here, not what [jobs] says"),
+        Feature::On(_) => {}
+    }
     match job {
         Job::Plan { document } => match read(settings, document) {
             Ok(read) => {
@@ -146,7 +152,8 @@ async fn in_thread(plan: JobPlan, terms: Terms) -> Result<Finish, String> {
     let steps = plan.all_steps().count();
     let spawned = std::thread::Builder::new().name("job".into()).spawn(move || {
         let mut begins = |index, name: &str| {
-            let _ = writeln!(std::io::stderr(), "{}", verdict::progress(index, steps, name));
+            // A terminal obeys control characters, and the name is the document's.
+            let _ = writeln!(std::io::stderr(), "{}", detail(&verdict::progress(index, steps, name)));
         };
         let _ = tell.send(execute(&plan, 0, &terms, &seen, &mut begins));
     });

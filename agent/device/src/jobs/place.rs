@@ -95,10 +95,10 @@ fn safe(path: &Path, about: &Metadata) -> Result<(), String> {
         return Err(format!("{path} belongs to user {}: chown it to root", about.uid()));
     }
     if about.mode() & 0o002 != 0 {
-        return Err(format!("{path} may be changed by everybody: chmod 700 it"));
+        return Err(format!("{path} may be changed by everybody: chmod go-w it"));
     }
     if about.mode() & 0o020 != 0 && about.gid() != 0 && about.gid() != getegid().as_raw() {
-        return Err(format!("{path} may be changed by group {}: chmod 700 it", about.gid()));
+        return Err(format!("{path} may be changed by group {}: chmod go-w it", about.gid()));
     }
     Ok(())
 }

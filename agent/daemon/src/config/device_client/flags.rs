@@ -120,17 +120,15 @@ pub struct Line {
 /// # Errors
 /// See [`FlagError`].
 pub fn parse(args: &[OsString]) -> Result<Order, FlagError> {
-    if let [only] = args {
-        match only.to_str() {
-            Some("--help") => return Ok(Order::Help),
-            Some("--version") => return Ok(Order::Version),
-            _ => {}
-        }
-    }
     let (mut line, mut export) = (Line::default(), None);
     let mut seen = Vec::new();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
+        match arg.to_str() {
+            Some("--help") => return Ok(Order::Help),
+            Some("--version") => return Ok(Order::Version),
+            _ => {}
+        }
         let found = flags().find(|(flag, _)| arg == flag);
         let Some((flag, path)) = found else {
             return Err(FlagError::Unknown(arg.to_string_lossy().chars().take(64).collect()));

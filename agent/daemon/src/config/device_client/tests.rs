@@ -334,6 +334,7 @@ fn unknown_repeated_and_half_flags_are_refused_as_there() {
     assert_eq!((files.our_config, files.state_dir), (Some("c".into()), Some("s".into())));
     assert_eq!(flags::parse(&words("--help")), Ok(Order::Help));
     assert_eq!(flags::parse(&words("--version")), Ok(Order::Version));
+    assert_eq!(flags::parse(&words("--cert a --help --version")), Ok(Order::Help));
     assert_eq!(flags::parse(&words("--export-default-settings x")), Ok(Order::Export("x".into())));
 }
 
