@@ -48,7 +48,9 @@ impl Condition {
 
 /// Reads them; a member of another type than a list is not there.
 pub(super) fn read(top: &Fields<'_>) -> Result<Vec<Condition>, Outcome> {
-    let Some(list) = top.list("conditions") else { return Ok(vec![]) };
+    let Some(given) = top.get("conditions") else { return Ok(vec![]) };
+    // Somebody wanted fewer devices than all: what cannot be read is not passed over.
+    let Value::Array(list) = given else { return Err(top.wrong("conditions", "not a list")) };
     if list.len() > MOST {
         return Err(top.wrong("conditions", &format!("more than {MOST}")));
     }

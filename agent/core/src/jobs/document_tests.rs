@@ -121,7 +121,7 @@ fn wrong_types_and_null_count_as_absent_where_the_member_may_be() {
         ["h.sh", "", "a", "", "", "", "b"],
         "the others keep their places"
     );
-    assert!(plan(&with(|d| d["conditions"] = json!("x"))).conditions.is_empty());
+    assert!(plan(&with(|d| d["conditions"] = json!(null))).conditions.is_empty());
     assert_eq!(plan(&with(|d| d["finalStep"] = json!({"name":"x"}))).final_step, None);
     assert_eq!(plan(&with(|d| d["finalStep"] = json!([1]))).final_step, None);
 }
@@ -257,6 +257,7 @@ fn conditions_are_read_or_refused_never_passed_over() {
     let unmet = json!([{"key":"thingName","value":["t"]},{"key":"thingName","value":["u"]}]);
     assert!(plan(&when(unmet)).check_conditions(&facts).is_err());
     for (conditions, names) in [
+        (json!({"key":"k","value":["x"]}), "conditions: not a list"),
         (json!([7]), "conditions[0]: not an object"),
         (json!([{"value":["x"]}]), "conditions[0].key: missing"),
         (json!([{"key":"k"}]), "conditions[0].value: not a list"),
