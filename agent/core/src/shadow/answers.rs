@@ -36,7 +36,7 @@ impl Shadow {
         self.reconcile();
     }
 
-    pub(super) fn updated(&mut self, message: &Value, ours: Option<Flight>, now: Boottime) {
+    pub(super) fn updated(&mut self, message: &Value, ours: Option<Flight>) {
         let Some(batch) = ours.and_then(|flight| flight.update) else {
             return self.changed(&Halves::of(&message["state"]), message, true);
         };

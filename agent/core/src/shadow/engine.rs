@@ -262,7 +262,7 @@ impl Shadow {
         match answer {
             Answer::Got => self.got(&message, ours.is_some()),
             Answer::NotGot if ours.is_some() => self.not_got(&message, now),
-            Answer::Updated => self.updated(&message, ours, now),
+            Answer::Updated => self.updated(&message, ours),
             Answer::NotUpdated => {
                 if let Some(batch) = ours.and_then(|flight| flight.update) {
                     self.not_updated(&message, batch, now);
