@@ -19,5 +19,6 @@ pub mod jobs;
 pub mod machine;
 pub mod memory;
 pub mod run;
+pub mod services;
 pub mod spool;
 pub mod state;

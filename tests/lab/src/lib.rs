@@ -22,6 +22,7 @@ pub mod mqtt;
 pub mod policy;
 pub mod record;
 mod servers;
+pub mod shadow;
 mod world;
 
 pub use ca::{Authority, Identity, IdentityFiles, Validity};

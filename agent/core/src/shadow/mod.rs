@@ -1,3 +1,14 @@
-//! The parts of a device shadow that are settings of services: how they are merged, compared and restricted.
+//! Device shadows: how the parts that are settings of services are merged, compared and restricted, and [`Shadow`],
+//! which keeps one shadow and the files of its services the same.
 
+mod answers;
+mod document;
+mod engine;
+mod held;
 pub mod merge;
+mod name;
+mod requests;
+
+pub use document::MAX_DOCUMENT;
+pub use engine::{Action, Shadow, Standing};
+pub use name::{Answer, Name};
