@@ -7,6 +7,7 @@ pub(crate) mod supervise;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use otandem_core::boot::SetId;
 
 pub use folder::{Folder, Script};
@@ -387,6 +390,7 @@ impl Drop for Device {
                 let _ = thread.join();
             }
         }
+        end_scripts_of(&self.inner.folder.path(""));
     }
 }
 
@@ -484,6 +488,18 @@ impl Inner {
                 Ok(false) => break,
                 Err(_) => {}
             }
+        }
+    }
+}
+
+/// Ends scripts of this device that outlived an agent that was killed, and wait for what nobody will tell them.
+fn end_scripts_of(folder: &Path) {
+    let of_this =
+        |cmdline: &[u8]| cmdline.split(|b| *b == 0).any(|arg| arg.starts_with(folder.as_os_str().as_bytes()));
+    for process in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(id) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        if std::fs::read(process.path().join("cmdline")).is_ok_and(|cmdline| of_this(&cmdline)) {
+            let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
         }
     }
 }
