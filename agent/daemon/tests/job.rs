@@ -1,7 +1,7 @@
 //! `otandem job plan` and `otandem job run`: documents on this device, without a daemon and without the cloud.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -58,7 +58,10 @@ impl Desk {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+        // Who refuses before it reads need not read.
+        if let Err(e) = child.stdin.take().unwrap().write_all(stdin.as_bytes()) {
+            assert_eq!(e.kind(), ErrorKind::BrokenPipe);
+        }
         child.wait_with_output().unwrap()
     }
 
