@@ -10,6 +10,7 @@ use otandem_core::jobs::document::OldSchema;
 use otandem_core::jobs::intake::GeneralRules;
 use otandem_device::jobs::{GRACE, HandlerUser, REBOOT_WAIT, Terms, place};
 
+use crate::config::settings::DEFAULT_HANDLER_DIRECTORY;
 use crate::config::{JobsSettings, Settings};
 
 /// Bytes of the version file that are looked at.
@@ -59,7 +60,7 @@ fn image_version(file: &Path, key: &str) -> Option<String> {
 /// How the steps of a job run. `None` for settings: as where nothing is configured.
 pub fn terms(jobs: Option<&JobsSettings>, job: &str, thing: &str, reboot_mark: Option<PathBuf>) -> Terms {
     let handler_directory =
-        jobs.map_or_else(|| "/usr/lib/otandem/handlers".into(), |jobs| jobs.handler_directory.clone());
+        jobs.map_or_else(|| DEFAULT_HANDLER_DIRECTORY.into(), |jobs| jobs.handler_directory.clone());
     let home = User::from_uid(geteuid()).ok().flatten().map(|user| user.dir);
     let cwd = std::env::current_dir().unwrap_or_else(|_| "/".into());
     Terms {

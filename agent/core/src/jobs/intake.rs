@@ -10,13 +10,10 @@ use super::running::{PROGRESS, RunningJob};
 use super::wire::{Details, Execution};
 use crate::fota::{self, Document};
 use crate::image::Image;
-use crate::machine::{Cloud, Event, JobEvent, Machine};
+use crate::machine::{Cloud, Event, JobEvent, Machine, UNSAVED};
 use crate::plan::{Device, Layout, Request, plan};
 use crate::seal::{self, Seal};
 use crate::update::{JobKey, Origin, Outcome, Then, Update};
-
-/// Why a job is not taken that could not be kept through a power cut.
-const UNSAVED: &str = "the record cannot be saved: check the state directory";
 
 /// What the configuration says about firmware jobs.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,6 +43,8 @@ use job::JobRun;
 pub use rules::{Rules, Window};
 pub use user::Verb;
 
+/// Why nothing is taken that could not be kept through a power cut.
+pub const UNSAVED: &str = "the record cannot be saved: check the state directory";
 /// A pending step is taken up again at most this often without progress.
 pub const MAX_RESUMES: u32 = 5;
 /// How long the acknowledgement of phase `armed` is waited for before the reboot.
@@ -228,7 +230,7 @@ impl Machine {
             return Some(why.clone());
         }
         if self.run.unsaved.is_some() {
-            return Some("the record cannot be saved: check the state directory".into());
+            return Some(UNSAVED.into());
         }
         self.leaving().then(|| "the device is about to reboot".into())
     }

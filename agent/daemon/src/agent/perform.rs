@@ -25,7 +25,7 @@ use super::install::{Terms, Work, Worker};
 use super::world::{Loader, bootloader, heads};
 use crate::cloud::identity;
 use crate::cloud::tls::{Clock, wall};
-use crate::config::{BootKind, Kind, Settings, UpdateSettings};
+use crate::config::{BootKind, Settings, UpdateSettings};
 use crate::general;
 
 /// Between two feedings of a hardware watchdog; the shortest common timeout is 15 s.
@@ -128,7 +128,7 @@ impl Performer {
 
     /// Whether this device takes no firmware because it was told so.
     pub(super) fn without_slots(&self) -> bool {
-        self.settings.updates.as_ref().is_err_and(|finding| finding.kind == Kind::Idle)
+        self.settings.without_slots()
     }
 
     /// Slots that no image can be written to, since they are not there: partitions, and files that are overwritten in

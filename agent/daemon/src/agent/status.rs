@@ -3,7 +3,7 @@
 use otandem_boot::View;
 use otandem_core::agreement::differences;
 use otandem_core::boot::{Facts, SetId};
-use otandem_core::machine::Machine;
+use otandem_core::machine::{Machine, UNSAVED};
 use otandem_core::update::{Origin, Outcome};
 use otandem_device::machine::now as boottime;
 use serde_json::{Value, json};
@@ -92,7 +92,7 @@ impl Agent {
         }
         attention.extend(rivals);
         if machine.unsaved() {
-            attention.push("the record cannot be saved: check the state directory".into());
+            attention.push(UNSAVED.into());
         }
         attention.extend(self.performer.missing_slots());
         attention.extend(self.performer.refusal().map(|why| format!("updates are refused: {why}")));

@@ -16,7 +16,7 @@ use otandem_device::state::{Lock, RecordStore, StateDir, StateError, atomic_writ
 
 use super::perform::Performer;
 use crate::cloud::tls::Clock;
-use crate::config::{BootKind, Kind, Settings, UpdateSettings};
+use crate::config::{BootKind, Settings, UpdateSettings};
 use crate::features;
 
 /// What the start gave.
@@ -67,7 +67,7 @@ pub fn open(
             (boot, evidence, rules(updates))
         }
         Err(finding) => {
-            let meant = finding.kind == Kind::Idle;
+            let meant = settings.without_slots();
             let mistake = if meant { "" } else { "the configuration has a mistake: " };
             let facts = Err(format!("{mistake}{finding}"));
             // With a mistake the record may lie somewhere else.

@@ -226,7 +226,7 @@ impl Check<'_> {
             self.wrong("jobs.step-timeout", "must be 1min to 7d", Area::Jobs);
         }
         let old_schema = self.old_schema(&f);
-        let directory = f.handler_directory.unwrap_or_else(|| "/usr/lib/otandem/handlers".into());
+        let directory = f.handler_directory.unwrap_or_else(|| DEFAULT_HANDLER_DIRECTORY.into());
         let handler_timeout = f.handler_timeout.map(|s| s.0);
         if handler_timeout.is_some_and(|d| d < Duration::from_secs(1)) {
             self.wrong("jobs.handler-timeout", "must be at least 1s", Area::Jobs);

@@ -13,12 +13,14 @@ use otandem_device::jobs::place::Rule;
 use otandem_device::spool::Keep;
 use url::Url;
 
-use super::Finding;
 use super::fragments::Fragment;
 use super::values::Window;
+use super::{Finding, Kind};
 
 /// The one mistake of a device that does not want updates.
 pub(super) const NO_SLOTS: &str = "no slots are configured: name them in [slots.A] and [slots.B]";
+/// Where handlers are that a job asks for by `"path": "default"`.
+pub const DEFAULT_HANDLER_DIRECTORY: &str = "/usr/lib/otandem/handlers";
 pub(super) const DEFAULT_STATE_DIR: &str = "/var/lib/otandem";
 
 /// The whole configuration, valid.
@@ -51,6 +53,12 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// This device takes no firmware because it was told so.
+    #[must_use]
+    pub fn without_slots(&self) -> bool {
+        self.updates.as_ref().is_err_and(|finding| finding.kind == Kind::Idle)
+    }
+
     /// Nothing is wrong but that there are no slots: updates are not what this device wants, or its configuration is
     /// not there.
     #[must_use]
