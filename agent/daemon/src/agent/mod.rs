@@ -29,7 +29,7 @@ use crate::backoff::Backoff;
 use crate::cloud::channel::{Ends, Inbound, Outbound};
 use crate::cloud::tls::wall;
 use crate::control::{Call, Progress, Reply};
-use crate::feature::{Context, Done, Feature, Program};
+use crate::feature::{Context, Done, Feature, Program, Reach};
 use install::{Renewal, Work};
 
 use perform::NotDone;
@@ -159,8 +159,10 @@ impl Agent {
         mut stop: oneshot::Receiver<()>,
         until: Until,
     ) -> Ended {
+        let (done, mut told) = mpsc::unbounded_channel();
         if let Some(link) = &self.link {
-            self.features.iter_mut().for_each(|feature| feature.attach(&link.ends.outbound));
+            let reach = Reach { outbound: link.ends.outbound.clone(), done };
+            self.features.iter_mut().for_each(|feature| feature.attach(&reach));
         }
         let first = std::mem::take(&mut self.first);
         self.begin(first);
@@ -176,6 +178,7 @@ impl Agent {
                 work = self.performer.next_work() => self.work(work),
                 inbound = next_inbound(&mut self.link) => self.inbound(inbound),
                 Some(call) = calls.recv() => self.call(call),
+                Some(done) = told.recv() => self.tell_features(&done),
                 () = self.hold.released() => self.released(),
                 () = tokio::time::sleep(wake) => {}
             }

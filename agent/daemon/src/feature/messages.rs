@@ -17,7 +17,7 @@ use otandem_device::spool::Bell;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Context, Done, Feature};
+use super::{Context, Done, Feature, Reach};
 use crate::cloud::channel::{Fates, Outbound};
 use crate::config::MessagesSettings;
 use worker::{Order, Shown, Worker};
@@ -79,10 +79,10 @@ impl Feature for Messages {
         vec![]
     }
 
-    fn attach(&mut self, outbound: &UnboundedSender<Outbound>) {
+    fn attach(&mut self, reach: &Reach) {
         for settings in self.settings.drain(..) {
             let name = settings.name.clone();
-            match Thread::start(settings, outbound.clone()) {
+            match Thread::start(settings, reach.outbound.clone()) {
                 Ok(thread) => self.threads.push(thread),
                 Err(e) => tracing::error!("messages.{name} are not sent: no thread or descriptor left: {e}"),
             }

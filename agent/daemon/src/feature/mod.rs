@@ -12,6 +12,15 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::cloud::channel::Outbound;
 
+/// Where a feature with threads of its own reaches the rest of the agent from them.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// The session.
+    pub outbound: UnboundedSender<Outbound>,
+    /// All features, by [`Feature::on_done`].
+    pub done: UnboundedSender<Done>,
+}
+
 /// What a feature may look at and ask for in one call.
 pub struct Context<'a> {
     /// The update machine, to read.
@@ -52,6 +61,10 @@ pub enum Done {
     AskCloud,
     /// The download needs fresh URLs.
     Renew,
+    /// Shadows are to be asked for again.
+    Refetch,
+    /// A person or program wants a new certificate for the device.
+    Reprovision,
     /// A program ended: its name; how, where it did not end well.
     Program(String, Result<(), String>),
 }
@@ -72,9 +85,9 @@ pub trait Feature {
     fn on_done(&mut self, context: &mut Context<'_>, done: &Done);
     /// Nothing is under way that a short-lived process should wait for.
     fn idle(&self) -> bool;
-    /// Here is the way to the session, before it is up for the first time: for a feature with threads of its own, which
-    /// post by themselves.
-    fn attach(&mut self, _outbound: &UnboundedSender<Outbound>) {}
+    /// Here is the way to the session and to the others, before the session is up for the first time: for a feature with
+    /// threads of its own.
+    fn attach(&mut self, _reach: &Reach) {}
     /// Adds members to the status, and lines that an operator should look at.
     fn show(&self, _status: &mut Value, _attention: &mut Vec<String>) {}
 }

@@ -52,7 +52,7 @@ impl Bench {
     fn start(&mut self) {
         let (sender, outbound) = unbounded_channel();
         self.messages = Messages::new(vec![self.settings.clone()]);
-        self.messages.attach(&sender);
+        self.messages.attach(&Reach { outbound: sender, done: unbounded_channel().0 });
         (self.outbound, self.fates) = (outbound, None);
     }
 
