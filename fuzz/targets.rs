@@ -4,13 +4,13 @@
 
 use otandem_core::formats::{self, ArrayStyle, Format};
 use otandem_core::services::definition;
-use otandem_core::{fota, frame, image, jobs, messages, record, seal};
+use otandem_core::{filter, fota, frame, image, jobs, messages, record, seal};
 
 /// What runs on one input.
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 11] = [
+pub const ALL: [(&str, Target); 12] = [
     ("job_document", job_document),
     ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
@@ -22,6 +22,7 @@ pub const ALL: [(&str, Target); 11] = [
     ("shell", settings_in_shell),
     ("dotenv", settings_in_dotenv),
     ("definition", definition_of_a_service),
+    ("topic_filter", topic_filter),
 ];
 
 /// A job document as text.
@@ -140,5 +141,19 @@ pub fn definition_of_a_service(data: &[u8]) {
             service.outfile.is_none_or(|file| file.path.is_absolute()),
             "a file beside the working directory"
         );
+    }
+}
+
+/// A topic filter, a zero byte, a topic or another filter.
+pub fn topic_filter(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let (first, second) = text.split_once('\0').unwrap_or((&text, "a/b"));
+    let Ok(filter) = filter::Filter::new(first) else { return };
+    assert!(filter.covers(&filter), "a filter that does not mean what it means");
+    assert_eq!(filter.matches(first), !first.contains(['+', '#']), "{first}");
+    if let Ok(other) = filter::Filter::new(second) {
+        let covers = [filter.covers(&other), other.covers(&filter)];
+        let kept = filter::widest([&filter, &other]).len();
+        assert_eq!(kept, if covers == [false; 2] { 2 } else { 1 }, "{first} {second}");
     }
 }

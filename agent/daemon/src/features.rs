@@ -12,7 +12,10 @@ use otandem_core::jobs::intake::JobRules;
 
 use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
-use crate::config::{BootKind, Bootloader, CloudSettings, MessagesSettings, NetworkSettings, UpdateSettings};
+use crate::config::{
+    BootKind, Bootloader, CloudSettings, CommandsSettings, MessagesSettings, NetworkSettings,
+    SubscribeSettings, UpdateSettings,
+};
 use crate::exit::Exit;
 use crate::feature::Feature;
 use crate::feature::jobs::Others;
@@ -21,9 +24,11 @@ use crate::feature::jobs::Others;
 #[must_use]
 pub fn list() -> Vec<&'static str> {
     let all = [
+        ("commands", cfg!(feature = "commands")),
         ("jobs", cfg!(feature = "jobs")),
         ("messages", cfg!(feature = "messages")),
         ("services", cfg!(feature = "services")),
+        ("subscribe", cfg!(feature = "subscribe")),
         ("gzip", cfg!(feature = "gzip")),
         ("xz", cfg!(feature = "xz")),
         ("boot-custom", cfg!(feature = "boot-custom")),
@@ -166,6 +171,26 @@ pub fn messages(directories: Vec<MessagesSettings>) -> Option<Box<dyn Feature>> 
         return None;
     }
     Some(Box::new(crate::feature::messages::Messages::new(directories)))
+}
+
+/// Messages of the cloud for files and programs; `None` where this build has no such function.
+#[must_use]
+pub fn subscribe(rules: Vec<SubscribeSettings>) -> Option<Box<dyn Feature>> {
+    if !cfg!(feature = "subscribe") {
+        tracing::error!("[subscribe] has no effect: build with --features subscribe");
+        return None;
+    }
+    Some(Box::new(crate::feature::subscribe::Subscribe::new(rules)))
+}
+
+/// Files that are commands; `None` where this build has no such function.
+#[must_use]
+pub fn commands(settings: CommandsSettings) -> Option<Box<dyn Feature>> {
+    if !cfg!(feature = "commands") {
+        tracing::error!("[commands] has no effect: build with --features commands");
+        return None;
+    }
+    Some(Box::new(crate::feature::commands::Commands::new(settings)))
 }
 
 /// What `otandem convert` does.

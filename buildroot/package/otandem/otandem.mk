@@ -20,6 +20,8 @@ OTANDEM_FEATURES = \
 	$(if $(BR2_PACKAGE_OTANDEM_JOBS),jobs) \
 	$(if $(BR2_PACKAGE_OTANDEM_MESSAGES),messages) \
 	$(if $(BR2_PACKAGE_OTANDEM_SERVICES),services) \
+	$(if $(BR2_PACKAGE_OTANDEM_SUBSCRIBE),subscribe) \
+	$(if $(BR2_PACKAGE_OTANDEM_COMMANDS),commands) \
 	$(if $(BR2_PACKAGE_OTANDEM_GZIP),gzip) \
 	$(if $(BR2_PACKAGE_OTANDEM_XZ),xz) \
 	$(if $(BR2_PACKAGE_OTANDEM_BOOT_CUSTOM),boot-custom) \

@@ -17,7 +17,8 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::install::Work;
-use super::{Agent, Ended, next_inbound};
+use super::told::next_inbound;
+use super::{Agent, Ended};
 
 /// How long a job may come to its end by itself when the agent is told to stop.
 const PATIENCE: Duration = Duration::from_secs(5);

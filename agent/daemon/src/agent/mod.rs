@@ -2,7 +2,8 @@
 //!
 //! `perform` has the effects, one arm each; `install` and `checks` are the threads behind the long ones; `world`
 //! reads what the machine starts from; `requests` turns what people ask into events, `status` shows them where it
-//! stands; `general` runs the steps of general jobs, `hold` waits for one that a person runs. This file is the loop.
+//! stands; `general` runs the steps of general jobs, `hold` waits for one that a person runs; `told` is how threads and
+//! signals reach the features. This file is the loop.
 
 mod checks;
 mod general;
@@ -12,6 +13,7 @@ mod perform;
 mod requests;
 mod service;
 mod status;
+mod told;
 mod world;
 
 use std::collections::VecDeque;
@@ -29,7 +31,7 @@ use crate::backoff::Backoff;
 use crate::cloud::channel::{Ends, Inbound, Outbound};
 use crate::cloud::tls::wall;
 use crate::control::{Call, Progress, Reply};
-use crate::feature::{Context, Done, Feature, Program, Reach};
+use crate::feature::{Context, Done, Feature, Program};
 use install::{Renewal, Work};
 
 use perform::NotDone;
@@ -107,6 +109,8 @@ pub struct Agent {
     leaving: bool,
     /// A job is run by hand: nothing else is begun meanwhile.
     hold: hold::Hold,
+    /// What features are told from elsewhere: both ends of the channel.
+    told: told::Channel,
 }
 
 /// First and longest wait until a bootloader that did not answer is asked again.
@@ -143,6 +147,7 @@ impl Agent {
             look,
             leaving: false,
             hold: hold::Hold::default(),
+            told: mpsc::unbounded_channel(),
         }
     }
 
@@ -159,11 +164,7 @@ impl Agent {
         mut stop: oneshot::Receiver<()>,
         until: Until,
     ) -> Ended {
-        let (done, mut told) = mpsc::unbounded_channel();
-        if let Some(link) = &self.link {
-            let reach = Reach { outbound: link.ends.outbound.clone(), done };
-            self.features.iter_mut().for_each(|feature| feature.attach(&reach));
-        }
+        self.attach();
         let first = std::mem::take(&mut self.first);
         self.begin(first);
         self.find_job();
@@ -176,9 +177,9 @@ impl Agent {
                 biased;
                 _ = &mut stop => return self.leave().await,
                 work = self.performer.next_work() => self.work(work),
-                inbound = next_inbound(&mut self.link) => self.inbound(inbound),
+                inbound = told::next_inbound(&mut self.link) => self.inbound(inbound),
                 Some(call) = calls.recv() => self.call(call),
-                Some(done) = told.recv() => self.tell_features(&done),
+                Some(done) = self.told.1.recv() => self.told(done),
                 () = self.hold.released() => self.released(),
                 () = tokio::time::sleep(wake) => {}
             }
@@ -483,16 +484,6 @@ impl Agent {
         if let Some(asker) = &self.asker {
             asker.progress(Progress { phase: self.machine.phase().to_owned(), done, total });
         }
-    }
-}
-
-async fn next_inbound(link: &mut Option<Link>) -> Inbound {
-    match link {
-        Some(link) => match link.ends.inbound.recv().await {
-            Some(inbound) => inbound,
-            None => std::future::pending().await,
-        },
-        None => std::future::pending().await,
     }
 }
 

@@ -83,6 +83,10 @@ pub(super) fn parts(
     let then = session.as_ref().map_or(Then::Reboot, |s| s.then);
     let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
     let (mut features, mut link) = (Vec::<Box<dyn Feature>>::new(), None);
+    if session.as_ref().is_some_and(|session| session.beside == Beside::All) {
+        // Also of a device without a cloud.
+        features.extend(switched(&settings.commands, "commands", features::commands));
+    }
     if let (Some((cloud, network)), Some(me), Some(session)) = (cloud, me, session) {
         let others = match session.others {
             OtherJobs::Refuse => Others::Refuse,
@@ -91,7 +95,8 @@ pub(super) fn parts(
         };
         features.extend(jobs(settings, &me, rules.clone(), others));
         if session.beside == Beside::All {
-            features.extend(messages(settings));
+            features.extend(switched(&settings.messages, "messages", features::messages));
+            features.extend(switched(&settings.subscribe, "subscriptions", features::subscribe));
         }
         let topics = features.iter().flat_map(|f| f.topics()).collect();
         let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
@@ -114,12 +119,17 @@ fn jobs(
     features::jobs(me.clone(), rules.unwrap_or_else(no_rules), others)
 }
 
-fn messages(settings: &Settings) -> Option<Box<dyn Feature>> {
-    match &settings.messages {
+/// A feature, if it is on and this build has it.
+fn switched<T: Clone>(
+    switch: &Switch<T>,
+    name: &str,
+    make: impl FnOnce(T) -> Option<Box<dyn Feature>>,
+) -> Option<Box<dyn Feature>> {
+    match switch {
         Switch::Off => None,
-        Switch::On(directories) => features::messages(directories.clone()),
+        Switch::On(settings) => make(settings.clone()),
         Switch::Broken(_) => {
-            tracing::warn!("messages are off");
+            tracing::warn!("{name} are off");
             None
         }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use otandem_core::update::Then;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::{self, UnboundedSender};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::ask::{self, Asked};
@@ -15,6 +16,7 @@ use crate::agent::{Agent, Ended, OpenError, Service, Until, unlocked};
 use crate::config::{Finding, Settings};
 use crate::control::{FotaCall, FotaRequest, Request, Server};
 use crate::exit::Exit;
+use crate::feature::Done;
 
 /// Requests that wait for the loop.
 const CALLS: usize = 8;
@@ -49,6 +51,8 @@ pub(super) fn run(settings: &Settings, findings: &[Finding]) -> Exit {
 }
 
 async fn serve(settings: &Settings) -> Exit {
+    // From the first moment on it must not end the process.
+    let hangups = signal(SignalKind::hangup());
     let attempt = || {
         unlocked(settings)?;
         parts(settings, Some(SessionUse::DAEMON), Service::from_env())
@@ -66,6 +70,10 @@ async fn serve(settings: &Settings) -> Exit {
         Err(e) => tracing::error!("no control socket: {e}"),
     }
     let mut agent = Agent::new(parts);
+    match hangups {
+        Ok(hangups) => drop(tokio::spawn(refetch_at(hangups, agent.teller()))),
+        Err(e) => tracing::warn!("SIGHUP ends the agent: {e}"),
+    }
     let ended = agent.run(inbox, stop_signal(), Until::Stopped).await;
     tracing::info!("stopping ({ended:?})");
     agent.stop();
@@ -87,6 +95,13 @@ async fn patiently<T>(
             }
             other => return other,
         }
+    }
+}
+
+/// SIGHUP: shadows are asked for again.
+async fn refetch_at(mut hangups: Signal, teller: UnboundedSender<Done>) {
+    while hangups.recv().await.is_some() && teller.send(Done::Refetch).is_ok() {
+        tracing::info!("SIGHUP: shadows are asked for again");
     }
 }
 

@@ -80,17 +80,29 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
     };
     writeln!(out, "cloud:      {session}")?;
     for (name, shown) in status["messages"].as_object().into_iter().flatten() {
-        let number = |key: &str| shown[key].as_u64().unwrap_or_default();
-        write!(out, "messages:   {name}: {} waiting, {} failed", number("waiting"), number("failed"))?;
-        match shown["last-error"].as_str() {
-            Some(why) => writeln!(out, "; last: {}", harmless(why))?,
-            None => writeln!(out)?,
-        }
+        counted(out, &format!("messages:   {name}: "), shown, &["waiting", "failed"])?;
+    }
+    for (name, shown) in status["subscribe"].as_object().into_iter().flatten() {
+        let counts = ["done", "waiting", "dropped", "failed"];
+        counted(out, &format!("subscribe:  {name}: "), shown, &counts)?;
+    }
+    if status["commands"].is_object() {
+        counted(out, "commands:   ", &status["commands"], &["done", "failed"])?;
     }
     for line in status["attention"].as_array().into_iter().flatten() {
         writeln!(out, "attention:  {}", word(line))?;
     }
     Ok(())
+}
+
+/// One line of numbers, and the last mistake.
+fn counted(out: &mut impl Write, begin: &str, shown: &Value, keys: &[&str]) -> std::io::Result<()> {
+    let count = |key: &&str| format!("{} {key}", shown[*key].as_u64().unwrap_or_default());
+    write!(out, "{begin}{}", keys.iter().map(count).collect::<Vec<_>>().join(", "))?;
+    match shown["last-error"].as_str() {
+        Some(why) => writeln!(out, "; last: {}", harmless(why)),
+        None => writeln!(out),
+    }
 }
 
 /// What lies in a boot environment, a job's document or a directory is not ours, and a terminal obeys control characters.

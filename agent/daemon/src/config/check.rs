@@ -48,12 +48,26 @@ impl Settings {
             None if messages.is_empty() => Feature::Off,
             None => Feature::On(messages),
         };
+        let subscribe = check.subscriptions(f.subscribe);
+        let commands = check.commands(f.commands);
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
             (None, updates) => updates,
         };
-        Self { state_dir, run_dir, updates, cloud, jobs, messages, network, log, control }
+        Self {
+            state_dir,
+            run_dir,
+            updates,
+            cloud,
+            jobs,
+            messages,
+            subscribe,
+            commands,
+            network,
+            log,
+            control,
+        }
     }
 }
 
@@ -67,7 +81,7 @@ impl Check<'_> {
         self.findings.push(Finding::of(key, problem, area));
     }
 
-    fn first(&self, area: Area) -> Option<Finding> {
+    pub(super) fn first(&self, area: Area) -> Option<Finding> {
         self.findings.iter().find(|f| f.kind == Kind::Invalid(area)).cloned()
     }
 
@@ -91,7 +105,13 @@ impl Check<'_> {
         path
     }
 
-    fn positive(&mut self, key: &str, span: Option<Span>, default: Duration, area: Area) -> Duration {
+    pub(super) fn positive(
+        &mut self,
+        key: &str,
+        span: Option<Span>,
+        default: Duration,
+        area: Area,
+    ) -> Duration {
         match span {
             Some(Span(d)) if d.is_zero() => {
                 self.wrong(key, "must be more than zero", area);

@@ -181,6 +181,24 @@ table! {
     }
 }
 
+table! {
+    /// `[subscribe.NAME]`
+    Subscribe {
+        topic: String = "topic",
+        write: PathBuf = "write",
+        exec: String = "exec",
+        timeout: Span = "timeout",
+        queue: u16 = "queue",
+    }
+}
+table! {
+    /// `[commands]`
+    Commands {
+        directory: PathBuf = "directory",
+        keep_failed: u32 = "keep-failed",
+    }
+}
+
 /// Where a slot is: a path, or a table that says more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -265,6 +283,8 @@ pub struct Fragment {
     pub control: Control,
     pub jobs: Jobs,
     pub messages: BTreeMap<String, Messages>,
+    pub subscribe: BTreeMap<String, Subscribe>,
+    pub commands: Commands,
 }
 
 impl Fragment {
@@ -303,19 +323,9 @@ impl Fragment {
             "log" => to.table(&mut self.log, name, Area::Log, value),
             "control" => to.table(&mut self.control, name, Area::Control, value),
             "jobs" => to.table(&mut self.jobs, name, Area::Jobs, value),
-            "messages" => match value {
-                Value::Table(directories) => {
-                    for (directory, value) in directories {
-                        let path = format!("messages.{directory}");
-                        to.table(self.messages.entry(directory).or_default(), &path, Area::Messages, value);
-                    }
-                }
-                _ => to.invalid(
-                    name.to_owned(),
-                    "must be a table for each directory: write [messages.NAME]",
-                    Area::Messages,
-                ),
-            },
+            "commands" => to.table(&mut self.commands, name, Area::Commands, value),
+            "messages" => to.tables(&mut self.messages, name, Area::Messages, value),
+            "subscribe" => to.tables(&mut self.subscribe, name, Area::Subscribe, value),
             "slots" => match value {
                 Value::Table(sets) => {
                     for (set, value) in sets {
@@ -352,6 +362,10 @@ impl Fragment {
         for (name, directory) in later.messages {
             self.messages.entry(name).or_default().merge(directory);
         }
+        for (name, rule) in later.subscribe {
+            self.subscribe.entry(name).or_default().merge(rule);
+        }
+        self.commands.merge(later.commands);
     }
 }
 
@@ -385,6 +399,8 @@ pub(super) fn all_keys() -> Vec<String> {
         .chain(of::<Control>("control"))
         .chain(of::<Jobs>("jobs"))
         .chain(of::<Messages>("messages.telemetry"))
+        .chain(of::<Subscribe>("subscribe.alarm"))
+        .chain(of::<Commands>("commands"))
         .collect()
 }
 
@@ -394,6 +410,18 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// A table for each name that its author gave.
+    fn tables<T: Table>(&mut self, into: &mut BTreeMap<String, T>, name: &str, area: Area, value: Value) {
+        let Value::Table(tables) = value else {
+            let problem = format!("must be a table under a name of yours: write [{name}.NAME]");
+            return self.invalid(name.to_owned(), &problem, area);
+        };
+        for (key, value) in tables {
+            let path = format!("{name}.{key}");
+            self.table(into.entry(key).or_default(), &path, area, value);
+        }
+    }
+
     fn table<T: Table>(&mut self, into: &mut T, path: &str, area: Area, value: Value) {
         let Value::Table(keys) = value else {
             return self.invalid(path.to_owned(), &format!("must be a table: write [{path}]"), area);

@@ -12,15 +12,16 @@ pub mod fragments;
 mod messages;
 pub mod settings;
 mod sources;
+mod subscribe;
 pub mod values;
 
 use std::fmt;
 use std::path::PathBuf;
 
 pub use settings::{
-    BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Excess, Feature, IfMissing,
-    JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, Settings, SlotSet,
-    ThingName, UpdateSettings,
+    BootKind, Bootloader, CloudSettings, CommandsSettings, ControlSettings, Credentials, Excess, Feature,
+    IfMissing, JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, Settings,
+    SlotSet, SubscribeSettings, Target, ThingName, UpdateSettings,
 };
 pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
@@ -43,6 +44,10 @@ pub enum Area {
     Jobs,
     /// Messages, of all directories.
     Messages,
+    /// Subscriptions, all of them.
+    Subscribe,
+    /// The directory of commands.
+    Commands,
 }
 
 impl fmt::Display for Area {
@@ -55,6 +60,8 @@ impl fmt::Display for Area {
             Self::Control => "the control socket uses its defaults",
             Self::Jobs => "jobs are off",
             Self::Messages => "no messages are sent",
+            Self::Subscribe => "nothing is subscribed to",
+            Self::Commands => "no commands are taken",
         })
     }
 }

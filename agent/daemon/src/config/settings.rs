@@ -6,6 +6,7 @@ use std::time::Duration;
 
 pub use otandem_boot::detect::{Kind as BootKind, Places};
 use otandem_core::boot::SetId;
+use otandem_core::filter::Filter;
 use otandem_core::jobs::document::OldSchema;
 use otandem_core::messages::{Order, Pace, Reserved};
 use otandem_device::jobs::HandlerUser;
@@ -38,6 +39,10 @@ pub struct Settings {
     pub jobs: Feature<JobsSettings>,
     /// Directories whose files become messages.
     pub messages: Feature<Vec<MessagesSettings>>,
+    /// Topics whose messages go to files and programs.
+    pub subscribe: Feature<Vec<SubscribeSettings>>,
+    /// A directory whose files are commands.
+    pub commands: Feature<CommandsSettings>,
     /// Proxy and timeouts; broken: nothing may go out, since going direct is not what was asked for.
     pub network: Result<NetworkSettings, Finding>,
     /// Where logs go.
@@ -279,6 +284,39 @@ pub struct MessagesSettings {
     pub keep: Keep,
     /// Of new/.
     pub bounds: Limits,
+}
+
+/// Where messages go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Into this file, pipe or device.
+    Write(PathBuf),
+    /// To this command line, for `/bin/sh -c`.
+    Exec(String),
+}
+
+/// Topics whose messages go to a file or program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubscribeSettings {
+    /// Of its table, for status and log.
+    pub name: String,
+    /// Which topics.
+    pub filter: Filter,
+    /// Where their messages go.
+    pub target: Target,
+    /// What one message may take.
+    pub timeout: Duration,
+    /// Messages that may wait.
+    pub queue: usize,
+}
+
+/// A directory whose files are commands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandsSettings {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// Of failed/.
+    pub keep: Keep,
 }
 
 /// The way out.

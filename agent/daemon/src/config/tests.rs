@@ -109,12 +109,26 @@ fn a_mistake_in_a_feature_costs_that_feature_alone() {
         ("[messages.a]\ndirectory='/m'\ntopic-prefix='a/#/'\n", Area::Messages),
         ("[messages.a]\ndirectory='/m'\nletterhead-file='l.json'\n", Area::Messages),
         ("[messages.a]\ndirectory='/m'\n[messages.b]\ndirectory='/m'\n", Area::Messages),
+        ("[subscribe]\ntopic='a'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\nwrite='/w'\nexec='x'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a/#/b'\nwrite='/w'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='$share/g/a'\nwrite='/w'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\nwrite='w'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\nexec='x'\ntimeout='0s'\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\nexec='x'\nqueue=0\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\nexec=\"x\\u0000\"\n", Area::Subscribe),
+        ("[subscribe.a]\ntopic='a'\nwrite='/w'\n[subscribe.b]\ntopic='b'\nwrite='/w'\n", Area::Subscribe),
+        ("[commands]\ndirectory='c'\n", Area::Commands),
+        ("[commands]\ndirectory='/c'\nkeep-failed=-1\n", Area::Commands),
     ] {
         let (settings, findings) = load(&format!("{SLOTS}{CLOUD}{table}"));
         assert!(settings.updates.is_ok(), "{table}");
         assert!(settings.cloud.on().is_some(), "{table}");
         assert_eq!(matches!(settings.jobs, Feature::Broken(_)), area == Area::Jobs, "{table}");
         assert_eq!(matches!(settings.messages, Feature::Broken(_)), area == Area::Messages, "{table}");
+        assert_eq!(matches!(settings.subscribe, Feature::Broken(_)), area == Area::Subscribe, "{table}");
+        assert_eq!(matches!(settings.commands, Feature::Broken(_)), area == Area::Commands, "{table}");
         assert_eq!(settings.network.is_err(), area == Area::Network, "{table}");
         assert_eq!(findings.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Invalid(area)], "{table}");
     }
@@ -369,6 +383,29 @@ proptest! {
         let (_, findings) = load(&format!("[{table}]\n{key}={value}\n"));
         prop_assert!(findings.iter().all(|f| f.kind != Kind::Unknown));
     }
+}
+
+#[test]
+fn each_subscription_has_a_topic_and_one_target_and_the_broker_takes_fifty() {
+    let (settings, findings) = load(&format!(
+        "{SLOTS}[subscribe.b]\ntopic='b/#'\nexec='cat'\ntimeout='1min'\nqueue=7\n[subscribe.a]\ntopic='+/a'\nwrite='/a'\n\
+         [subscribe.later]\nexec='x'\n[commands]\ndirectory='/c'\nkeep-failed=3\n",
+    ));
+    assert_eq!(findings, []);
+    let [a, b] = settings.subscribe.on().unwrap().as_slice() else { panic!("{:?}", settings.subscribe) };
+    assert_eq!((a.name.as_str(), &a.target, a.queue), ("a", &Target::Write("/a".into()), 100));
+    assert_eq!((&b.target, b.timeout, b.queue), (&Target::Exec("cat".into()), Duration::from_secs(60), 7));
+    assert!(b.filter.matches("b/x/y") && a.filter.matches("x/a"));
+    let commands = settings.commands.on().unwrap();
+    assert_eq!((commands.directory.as_path(), commands.keep.files), (Path::new("/c"), 3));
+    assert_eq!(load("[subscribe.later]\nexec='x'\n[commands]\nkeep-failed=3\n").0.subscribe, Feature::Off);
+    let many = |topic: &dyn Fn(u32) -> String| {
+        let tables = (0..51).map(|n| format!("[subscribe.r{n}]\ntopic='{}'\nexec='x'\n", topic(n)));
+        load(&format!("{SLOTS}{}", tables.collect::<String>())).1
+    };
+    assert_eq!(many(&|n| format!("t/{n}")).len(), 1);
+    // One subscription brings the messages of all of them.
+    assert_eq!(many(&|n| if n == 50 { "t/#".into() } else { format!("t/{n}") }), []);
 }
 
 #[test]

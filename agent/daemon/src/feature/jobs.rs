@@ -308,7 +308,7 @@ impl Feature for Jobs {
             Done::Report => self.report(context),
             Done::Flush => self.flush(context),
             Done::AskCloud | Done::Renew => self.ask(context),
-            Done::Refetch | Done::Reprovision => {}
+            Done::Refetch | Done::Reprovision | Done::Status(_) => {}
             Done::Program(name, result) => {
                 let Some(key) = self.running.take_if(|k| format!("job {}", k.job) == *name) else { return };
                 let outcome = match result {

@@ -2,8 +2,13 @@
 //! is woken, and hears when something of its own is done. A new feature is a new file here and a line in
 //! `features.rs`.
 
+pub mod commands;
 pub mod jobs;
 pub mod messages;
+pub mod subscribe;
+
+use std::fmt;
+use std::sync::Arc;
 
 use otandem_core::machine::{Event, Machine, Now};
 use otandem_core::time::Boottime;
@@ -67,7 +72,41 @@ pub enum Done {
     Reprovision,
     /// A program ended: its name; how, where it did not end well.
     Program(String, Result<(), String>),
+    /// A thread wants the status: for the agent, no feature hears of it.
+    Status(StatusFor),
 }
+
+/// Where a status goes; called in the loop, so it only passes it on.
+#[derive(Clone)]
+pub struct StatusFor(Arc<dyn Fn(Value) + Send + Sync>);
+
+impl StatusFor {
+    /// It goes to `tell`.
+    #[must_use]
+    pub fn new(tell: impl Fn(Value) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// Here it is.
+    pub fn tell(&self, status: Value) {
+        (self.0)(status);
+    }
+}
+
+impl fmt::Debug for StatusFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StatusFor")
+    }
+}
+
+impl PartialEq for StatusFor {
+    /// Whether both go to the same one.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for StatusFor {}
 
 /// A function that uses the cloud session.
 pub trait Feature {

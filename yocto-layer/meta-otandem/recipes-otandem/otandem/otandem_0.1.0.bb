@@ -16,11 +16,13 @@ inherit cargo features_check ptest systemd update-rc.d useradd
 REQUIRED_DISTRO_FEATURES:class-target = "otandem"
 
 # One for each feature of agent/daemon/Cargo.toml, under its name; tests/layer holds the two lists together.
-PACKAGECONFIG ??= "jobs messages services gzip xz boot-custom boot-grub boot-systemd-boot boot-u-boot"
+PACKAGECONFIG ??= "jobs messages services subscribe commands gzip xz boot-custom boot-grub boot-systemd-boot boot-u-boot"
 PACKAGECONFIG[session] = "--features session"
 PACKAGECONFIG[jobs] = "--features jobs"
 PACKAGECONFIG[messages] = "--features messages"
 PACKAGECONFIG[services] = "--features services"
+PACKAGECONFIG[subscribe] = "--features subscribe"
+PACKAGECONFIG[commands] = "--features commands"
 PACKAGECONFIG[gzip] = "--features gzip"
 PACKAGECONFIG[xz] = "--features xz"
 PACKAGECONFIG[boot-custom] = "--features boot-custom"
