@@ -92,6 +92,7 @@ pub(super) fn parts(
         features.extend(jobs(settings, &me, rules.clone(), others));
         if session.beside == Beside::All {
             features.extend(messages(settings));
+            features.extend(shadows(settings, &me));
         }
         let topics = features.iter().flat_map(|f| f.topics()).collect();
         let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
@@ -120,6 +121,17 @@ fn messages(settings: &Settings) -> Option<Box<dyn Feature>> {
         Switch::On(directories) => features::messages(directories.clone()),
         Switch::Broken(_) => {
             tracing::warn!("messages are off");
+            None
+        }
+    }
+}
+
+fn shadows(settings: &Settings, me: &Identity) -> Option<Box<dyn Feature>> {
+    match &settings.services {
+        Switch::Off => None,
+        Switch::On(tables) => features::shadows(tables.clone(), &me.thing, &settings.state_dir),
+        Switch::Broken(_) => {
+            tracing::warn!("shadows are left alone");
             None
         }
     }

@@ -43,17 +43,15 @@ impl Settings {
             None => jobs.map_or(Feature::Off, Feature::On),
         };
         let messages = check.messages(f.messages);
-        let messages = match check.first(Area::Messages) {
-            Some(finding) => Feature::Broken(finding),
-            None if messages.is_empty() => Feature::Off,
-            None => Feature::On(messages),
-        };
+        let services = check.services(f.services, &messages);
+        let messages = check.tables(Area::Messages, messages);
+        let services = check.tables(Area::Services, services);
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
             (None, updates) => updates,
         };
-        Self { state_dir, run_dir, updates, cloud, jobs, messages, network, log, control }
+        Self { state_dir, run_dir, updates, cloud, jobs, messages, services, network, log, control }
     }
 }
 
@@ -69,6 +67,15 @@ impl Check<'_> {
 
     fn first(&self, area: Area) -> Option<Finding> {
         self.findings.iter().find(|f| f.kind == Kind::Invalid(area)).cloned()
+    }
+
+    /// A function that has a table for each of its parts.
+    fn tables<T>(&self, area: Area, all: Vec<T>) -> Feature<Vec<T>> {
+        match self.first(area) {
+            Some(finding) => Feature::Broken(finding),
+            None if all.is_empty() => Feature::Off,
+            None => Feature::On(all),
+        }
     }
 
     fn absolute(&mut self, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {

@@ -181,6 +181,19 @@ table! {
     }
 }
 
+table! {
+    /// `[services.NAME]`
+    Services {
+        thing: String = "thing",
+        shadow: String = "shadow",
+        directory: PathBuf = "directory",
+        updates: PathBuf = "updates",
+        default_shadow: String = "default-shadow",
+        empty_list_deletes: bool = "empty-list-deletes",
+        keep_failed: u32 = "keep-failed",
+    }
+}
+
 /// Where a slot is: a path, or a table that says more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -265,6 +278,7 @@ pub struct Fragment {
     pub control: Control,
     pub jobs: Jobs,
     pub messages: BTreeMap<String, Messages>,
+    pub services: BTreeMap<String, Services>,
 }
 
 impl Fragment {
@@ -303,19 +317,8 @@ impl Fragment {
             "log" => to.table(&mut self.log, name, Area::Log, value),
             "control" => to.table(&mut self.control, name, Area::Control, value),
             "jobs" => to.table(&mut self.jobs, name, Area::Jobs, value),
-            "messages" => match value {
-                Value::Table(directories) => {
-                    for (directory, value) in directories {
-                        let path = format!("messages.{directory}");
-                        to.table(self.messages.entry(directory).or_default(), &path, Area::Messages, value);
-                    }
-                }
-                _ => to.invalid(
-                    name.to_owned(),
-                    "must be a table for each directory: write [messages.NAME]",
-                    Area::Messages,
-                ),
-            },
+            "messages" => to.tables(&mut self.messages, name, Area::Messages, value),
+            "services" => to.tables(&mut self.services, name, Area::Services, value),
             "slots" => match value {
                 Value::Table(sets) => {
                     for (set, value) in sets {
@@ -352,6 +355,9 @@ impl Fragment {
         for (name, directory) in later.messages {
             self.messages.entry(name).or_default().merge(directory);
         }
+        for (name, services) in later.services {
+            self.services.entry(name).or_default().merge(services);
+        }
     }
 }
 
@@ -385,6 +391,7 @@ pub(super) fn all_keys() -> Vec<String> {
         .chain(of::<Control>("control"))
         .chain(of::<Jobs>("jobs"))
         .chain(of::<Messages>("messages.telemetry"))
+        .chain(of::<Services>("services.device"))
         .collect()
 }
 
@@ -404,6 +411,18 @@ impl Reader<'_> {
                 Ok(false) => self.unknown(format!("{path}.{key}")),
                 Err(e) => self.invalid(format!("{path}.{key}"), &one_line(e.message()), area),
             }
+        }
+    }
+
+    /// One table for each name that people choose.
+    fn tables<T: Table>(&mut self, into: &mut BTreeMap<String, T>, name: &str, area: Area, value: Value) {
+        let Value::Table(all) = value else {
+            let problem = format!("must be a table under a name of yours: write [{name}.NAME]");
+            return self.invalid(name.to_owned(), &problem, area);
+        };
+        for (one, value) in all {
+            let path = format!("{name}.{one}");
+            self.table(into.entry(one).or_default(), &path, area, value);
         }
     }
 

@@ -10,6 +10,7 @@ mod check;
 pub mod device_client;
 pub mod fragments;
 mod messages;
+mod services;
 pub mod settings;
 mod sources;
 pub mod values;
@@ -19,8 +20,8 @@ use std::path::PathBuf;
 
 pub use settings::{
     BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Excess, Feature, IfMissing,
-    JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, Settings, SlotSet,
-    ThingName, UpdateSettings,
+    JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, ServicesSettings,
+    Settings, SlotSet, ThingName, UpdateSettings,
 };
 pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
@@ -43,6 +44,8 @@ pub enum Area {
     Jobs,
     /// Messages, of all directories.
     Messages,
+    /// Shadows and their services, of all tables.
+    Services,
 }
 
 impl fmt::Display for Area {
@@ -55,6 +58,7 @@ impl fmt::Display for Area {
             Self::Control => "the control socket uses its defaults",
             Self::Jobs => "jobs are off",
             Self::Messages => "no messages are sent",
+            Self::Services => "shadows are left alone",
         })
     }
 }

@@ -8,6 +8,7 @@ pub use otandem_boot::detect::{Kind as BootKind, Places};
 use otandem_core::boot::SetId;
 use otandem_core::jobs::document::OldSchema;
 use otandem_core::messages::{Order, Pace, Reserved};
+use otandem_core::shadow::merge::EmptyList;
 use otandem_device::jobs::HandlerUser;
 use otandem_device::jobs::place::Rule;
 use otandem_device::spool::Keep;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub jobs: Feature<JobsSettings>,
     /// Directories whose files become messages.
     pub messages: Feature<Vec<MessagesSettings>>,
+    /// Shadows, the files of their services, and directories with updates of them.
+    pub services: Feature<Vec<ServicesSettings>>,
     /// Proxy and timeouts; broken: nothing may go out, since going direct is not what was asked for.
     pub network: Result<NetworkSettings, Finding>,
     /// Where logs go.
@@ -279,6 +282,24 @@ pub struct MessagesSettings {
     pub keep: Keep,
     /// Of new/.
     pub bounds: Limits,
+}
+
+/// Shadows of one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // one field per key; the commented example file says what each is for
+pub struct ServicesSettings {
+    /// Of its table, for status and log.
+    pub name: String,
+    /// `None`: the device's own.
+    pub thing: Option<String>,
+    /// Of everything that names none; `None`: the classic one.
+    pub shadow: Option<String>,
+    pub directory: Option<PathBuf>,
+    pub updates: Option<PathBuf>,
+    pub default_shadow: Option<String>,
+    pub empty_list: EmptyList,
+    /// Of failed/.
+    pub keep: Keep,
 }
 
 /// The way out.
