@@ -38,7 +38,7 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check)
 64 wrong usage, 65 wrong input, 66 input cannot be read, 69 nobody answers, 70 defect, 71 system, \
 73 cannot write, 74 I/O, 75 not now, 76 protocol, 77 not allowed, 78 configuration.";
 
-/// The commands. All but `run` in its two forms, `job`, `convert`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
+/// The commands. All but `run` in its two forms, `job`, `convert`, `service`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
 /// none runs.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
@@ -64,6 +64,9 @@ pub enum Command {
     Job(Job),
     /// Convert settings from one file format to another: standard input to standard output
     Convert(Convert),
+    /// Look at definitions of services
+    #[command(subcommand)]
+    Service(crate::commands::Service),
     /// Look at the configuration, or make one
     #[command(subcommand)]
     Config(Config),

@@ -1,5 +1,6 @@
 //! What this build contains: the one place, beside the crate's root, that knows about cargo features.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use otandem_boot::booted::{Seen, Slot};
@@ -14,8 +15,9 @@ use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
 use crate::config::{
     BootKind, Bootloader, CloudSettings, CommandsSettings, MessagesSettings, NetworkSettings,
-    SubscribeSettings, UpdateSettings,
+    ServicesSettings, SubscribeSettings, UpdateSettings,
 };
+use crate::definitions::Found;
 use crate::exit::Exit;
 use crate::feature::Feature;
 use crate::feature::jobs::Others;
@@ -193,23 +195,44 @@ pub fn commands(settings: CommandsSettings) -> Option<Box<dyn Feature>> {
     Some(Box::new(crate::feature::commands::Commands::new(settings)))
 }
 
+/// Shadows, the files of their services and updates of them; `None` where this build has no such function. `thing`: the
+/// device's own.
+#[must_use]
+pub fn shadows(tables: Vec<ServicesSettings>, thing: &str, state_dir: &Path) -> Option<Box<dyn Feature>> {
+    if !cfg!(feature = "services") {
+        tracing::error!("[services] has no effect: build with --features services");
+        return None;
+    }
+    Some(Box::new(crate::feature::shadows::Shadows::new(tables, thing, state_dir)))
+}
+
 /// What `otandem convert` does.
 ///
 /// # Errors
 /// How the command ends, and one line: the text is wrong, or this build has no services.
-#[cfg_attr(not(feature = "services"), allow(unused_variables))]
 pub fn convert(from: Format, to: Format, arrays: ArrayStyle, text: &[u8]) -> Result<Vec<u8>, (Exit, String)> {
-    #[cfg(feature = "services")]
-    return crate::formats::convert(from, to, arrays, text).map_err(|e| (Exit::Data, e.to_string()));
-    #[cfg(not(feature = "services"))]
-    return Err((Exit::Usage, "this build has no services: build with --features services".into()));
+    services_built()?;
+    crate::formats::convert(from, to, arrays, text).map_err(|e| (Exit::Data, e.to_string()))
+}
+
+/// The definitions of services in a directory, for `otandem service check`.
+///
+/// # Errors
+/// How the command ends, and one line: it cannot be read, or this build has no services.
+pub fn definitions(directory: &Path) -> Result<Vec<Found>, (Exit, String)> {
+    services_built()?;
+    crate::definitions::directory(directory).map_err(|e| (Exit::NoInput, e))
+}
+
+fn services_built() -> Result<(), (Exit, String)> {
+    let missing = "this build has no services: build with --features services";
+    if cfg!(feature = "services") { Ok(()) } else { Err((Exit::Usage, missing.into())) }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::{Settings, Sources};
-    use std::path::Path;
 
     fn opened(dir: &Path, bootloader: &str) -> Result<BootKind, String> {
         let config = dir.join("otandem.toml");

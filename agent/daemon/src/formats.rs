@@ -20,7 +20,11 @@ pub fn convert(from: Format, to: Format, arrays: ArrayStyle, text: &[u8]) -> Res
     formats::print(to, &parse(from, text)?, arrays)
 }
 
-fn read_toml(text: &str) -> Result<Value, String> {
+/// The reader of TOML that the formats want.
+///
+/// # Errors
+/// Where it is none, and why.
+pub fn read_toml(text: &str) -> Result<Value, String> {
     let table = text.parse::<toml::Table>().map_err(|error| {
         let line =
             1 + text.bytes().take(error.span().map_or(0, |span| span.start)).filter(|b| *b == b'\n').count();

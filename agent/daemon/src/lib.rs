@@ -11,11 +11,11 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod control;
+pub mod definitions;
 pub mod exit;
 pub mod feature;
 pub mod features;
 pub mod fetch;
-#[cfg(feature = "services")]
 pub mod formats;
 pub mod fota;
 mod general;

@@ -93,6 +93,7 @@ fn tmpfiles_and_sysusers_make_what_they_promise() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         let mode = |p: &str| fs::metadata(root.path().join(p)).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode("run/otandem"), mode("var/lib/otandem")), (0o755, 0o700));
+        assert_eq!(mode("var/spool/otandem"), 0o755);
     }
     fs::create_dir_all(root.path().join("etc")).unwrap();
     let sysusers = dist("usr/lib/sysusers.d/otandem.conf");

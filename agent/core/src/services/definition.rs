@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::literal::{self, LiteralError};
 use crate::formats::{self, ArrayStyle, Format, FormatError, ReadToml};
+use crate::shadow::is_shadow_name;
 
 /// The file that is not there: nothing is written, and every change notifies.
 pub const NULL: &str = "/dev/null";
@@ -25,7 +26,7 @@ pub const OWN_KEY: &str = "otandem";
 pub struct Definition {
     /// Top-level key of the shadow that holds its settings.
     pub key: String,
-    /// A named shadow; the classic one without.
+    /// A named shadow; without, that of the table in the configuration, which is the classic one unless it says otherwise.
     pub shadow: Option<String>,
     /// Where its settings are written; `None` for `ephemeraldata`, which is passed on and never kept or reported.
     pub outfile: Option<Outfile>,
@@ -180,10 +181,7 @@ fn outfile(keys: &mut Keys<'_>, ephemeral: bool) -> Result<Option<Outfile>, Defi
 /// By the rules of the shadow service for names.
 fn shadow(keys: &mut Keys<'_>) -> Result<Option<String>, DefinitionError> {
     let name = keys.text("shadow")?;
-    let taken = |name: &String| {
-        name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"$_:-".contains(&b))
-    };
-    if name.as_ref().is_none_or(taken) {
+    if name.as_deref().is_none_or(is_shadow_name) {
         Ok(name)
     } else {
         Err(keys.wrong(

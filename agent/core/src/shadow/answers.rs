@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::default::Making;
 use super::document::Halves;
 use super::engine::{Action, Batch, Flight, Shadow};
 use crate::time::Boottime;
@@ -20,7 +21,7 @@ impl Shadow {
         if ours {
             self.wants_get = self.seen > version && self.document.is_none();
         }
-        self.seen = 0;
+        (self.seen, self.making) = (0, Making::No);
         (self.version, self.got) = (Some(version), version);
         self.document = Some(Halves::of(&message["state"]));
         self.reconcile();
@@ -30,8 +31,12 @@ impl Shadow {
         if message["code"].as_u64() != Some(404) {
             return self.failed(reason("asking for the shadow", message), now);
         }
-        // There is none, so nothing is desired; the first report makes one.
         self.wants_get = false;
+        if self.makes_default {
+            self.version = None;
+            return self.make();
+        }
+        // There is none, so nothing is desired; the first report makes one.
         (self.version, self.document) = (None, Some(Halves::default()));
         self.reconcile();
     }
@@ -42,6 +47,9 @@ impl Shadow {
         };
         self.failures = 0;
         self.last_error = None;
+        if batch.default {
+            self.making = Making::No;
+        }
         if let (Some(document), Some(version)) = (&mut self.document, message["version"].as_u64()) {
             document.overlay(&batch.halves);
             self.version = Some(version);
@@ -92,7 +100,10 @@ impl Shadow {
                     self.due = now;
                 }
             }
-            Some(400 | 413) if batch.services.len() + batch.files.len() > 1 => self.single = true,
+            Some(400 | 413) if batch.parts() > 1 => self.single = true,
+            Some(400 | 413) if batch.default && batch.services.is_empty() && batch.files.is_empty() => {
+                self.not_made(&why, now);
+            }
             Some(400 | 413) => {
                 for (at, sent) in batch.services {
                     self.services[at].untold = Some((sent, why.clone()));

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::default::Making;
 use super::document::{Halves, MAX_DOCUMENT, as_patch};
 use super::held::{Change, Held};
 use super::merge::EmptyList;
@@ -46,6 +47,8 @@ pub enum Action {
     Notify(usize),
     /// An update file had its effect, or can have none, and why.
     Leave(u64, Result<(), String>),
+    /// There is no shadow: it is to be asked what it begins with; then [`Shadow::default_made`].
+    MakeDefault,
 }
 
 /// How it stands, for people.
@@ -76,8 +79,19 @@ pub(super) struct Batch {
     pub(super) halves: Halves,
     pub(super) services: Vec<(usize, Halves)>,
     pub(super) files: Vec<u64>,
+    /// With it there is a shadow.
+    pub(super) default: bool,
+    /// The default shadow says something beside what its services report.
+    pub(super) default_says: bool,
     /// Files that say nothing beside what their services report.
     pub(super) riders: Vec<u64>,
+}
+
+impl Batch {
+    /// What it can be divided into.
+    pub(super) fn parts(&self) -> usize {
+        self.services.len() + self.files.len() + usize::from(self.default_says)
+    }
 }
 
 /// An update file that waits for its report.
@@ -86,6 +100,8 @@ pub(super) struct Local {
     pub(super) file: u64,
     pub(super) key: String,
     pub(super) service: Option<usize>,
+    /// What it says to its service, where a default shadow could come before it.
+    pub(super) update: Option<Value>,
     /// What no file of a service holds.
     pub(super) patch: Option<Value>,
 }
@@ -113,6 +129,8 @@ pub struct Shadow {
     pub(super) flight: Option<Flight>,
     /// Something of an update was refused, so its parts go one by one.
     pub(super) single: bool,
+    pub(super) makes_default: bool,
+    pub(super) making: Making,
     pub(super) failures: u32,
     /// Nothing is sent before.
     pub(super) due: Boottime,
@@ -148,6 +166,8 @@ impl Shadow {
             wants_get: false,
             flight: None,
             single: false,
+            makes_default: false,
+            making: Making::No,
             failures: 0,
             due: Boottime::default(),
             write_again: None,
@@ -194,7 +214,10 @@ impl Shadow {
         };
         Standing {
             version: self.version,
-            settled: self.document.is_some() && self.flight.is_none() && !self.wants_get,
+            settled: self.document.is_some()
+                && self.flight.is_none()
+                && !self.wants_get
+                && matches!(self.making, Making::No),
             refused: self.services.iter().filter_map(why).collect(),
             last_error: self.last_error.clone(),
         }
@@ -214,7 +237,7 @@ impl Shadow {
         self.up = up;
         self.flight = None;
         (self.document, self.seen, self.wants_get) = (None, 0, up);
-        self.single = false;
+        (self.single, self.making) = (false, Making::No);
         self.services.iter_mut().for_each(|held| held.untold = None);
         self.due = now;
         self.advance(now);
@@ -222,7 +245,7 @@ impl Shadow {
 
     /// The shadow is asked for again, now.
     pub fn refetch(&mut self, now: Boottime) {
-        self.wants_get = self.up;
+        self.wants_get = self.up && !self.making.is_busy();
         self.due = now;
         self.advance(now);
     }
@@ -244,7 +267,8 @@ impl Shadow {
     #[must_use]
     pub fn next_wake(&self) -> Option<Boottime> {
         let answer = self.flight.as_ref().map(|flight| flight.sent.after(ANSWERED_WITHIN));
-        let pause = (self.up && self.flight.is_none() && self.failures > 0).then_some(self.due);
+        let pause = (self.up && self.flight.is_none() && self.failures > 0 && !self.making.is_busy())
+            .then_some(self.due);
         [answer, pause, self.write_again].into_iter().flatten().min()
     }
 
@@ -288,6 +312,16 @@ impl Shadow {
     /// A file was written, or why it was not.
     pub fn written(&mut self, result: Result<(), String>, now: Boottime) {
         let Some((service, change, file)) = self.writing.take() else { return };
+        if file.is_none() && matches!(self.making, Making::Writing { .. }) {
+            match result {
+                Ok(()) => {
+                    self.services[service].written(&change);
+                    self.write_default();
+                }
+                Err(why) => self.not_made(&why, now),
+            }
+            return self.advance(now);
+        }
         let held = &mut self.services[service];
         match (result, file) {
             (Ok(()), _) => held.written(&change),
@@ -325,7 +359,8 @@ impl Shadow {
             return Err(format!("larger than a shadow may be ({MAX_DOCUMENT} bytes); make it smaller"));
         }
         let Some(at) = service else {
-            self.locals.push_back(Local { file, key: key.to_owned(), service: None, patch: Some(patch) });
+            let (key, patch) = (key.to_owned(), Some(patch));
+            self.locals.push_back(Local { file, key, service: None, update: None, patch });
             return Ok(());
         };
         let held = &mut self.services[at];
@@ -339,7 +374,8 @@ impl Shadow {
             return Ok(());
         }
         let patch = held.beside_file(&patch);
-        self.locals.push_back(Local { file, key: key.to_owned(), service: Some(at), patch });
+        let update = self.makes_default.then_some(update);
+        self.locals.push_back(Local { file, key: key.to_owned(), service: Some(at), update, patch });
         if let Some(change) = change {
             self.write(at, change, Some(file));
         }
@@ -347,7 +383,7 @@ impl Shadow {
     }
 
     /// Whether one must wait until it is written.
-    fn write(&mut self, service: usize, change: Change, file: Option<u64>) -> bool {
+    pub(super) fn write(&mut self, service: usize, change: Change, file: Option<u64>) -> bool {
         match &change.text {
             Some(text) => {
                 let (text, notify) = (text.clone(), change.notify);

@@ -88,6 +88,8 @@ struct Bench {
     notified: Vec<usize>,
     left: Vec<(u64, Result<(), String>)>,
     published: Vec<Value>,
+    /// What the command for a shadow that is not there says, each time.
+    defaults: VecDeque<Result<Value, String>>,
 }
 
 impl Bench {
@@ -104,6 +106,7 @@ impl Bench {
             notified: vec![],
             left: vec![],
             published: vec![],
+            defaults: VecDeque::new(),
         }
     }
 
@@ -157,6 +160,10 @@ impl Bench {
                     }
                     Action::Notify(service) => self.notified.push(service),
                     Action::Leave(file, outcome) => self.left.push((file, outcome)),
+                    Action::MakeDefault => {
+                        let made = self.defaults.pop_front().expect("asked no more often than it answers");
+                        self.shadow.default_made(made.map(|made| made.to_string().into_bytes()), self.now);
+                    }
                 }
             }
             let Some((answer, message)) = heard.pop_front() else { return acted };
@@ -451,3 +458,6 @@ fn a_shadow_that_is_full_refuses_what_makes_it_larger() {
 
 #[path = "engine_property.rs"]
 mod property;
+
+#[path = "default_tests.rs"]
+mod default;

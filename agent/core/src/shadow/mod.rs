@@ -2,6 +2,7 @@
 //! which keeps one shadow and the files of its services the same.
 
 mod answers;
+mod default;
 mod document;
 mod engine;
 mod held;
@@ -11,4 +12,4 @@ mod requests;
 
 pub use document::MAX_DOCUMENT;
 pub use engine::{Action, Shadow, Standing};
-pub use name::{Answer, Name};
+pub use name::{Answer, Name, is_shadow_name};

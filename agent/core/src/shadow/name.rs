@@ -24,6 +24,12 @@ pub enum Answer {
     Delta,
 }
 
+/// As the service allows it for a named shadow.
+#[must_use]
+pub fn is_shadow_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"$_:-".contains(&b))
+}
+
 const ANSWERS: [(&str, Answer); 5] = [
     ("/get/accepted", Answer::Got),
     ("/get/rejected", Answer::NotGot),

@@ -8,7 +8,12 @@ use crate::time::Boottime;
 
 impl Shadow {
     pub(super) fn advance(&mut self, now: Boottime) {
-        if !self.up || self.flight.is_some() || self.writing.is_some() || now < self.due {
+        if !self.up
+            || self.flight.is_some()
+            || self.writing.is_some()
+            || self.making.is_busy()
+            || now < self.due
+        {
             return;
         }
         if self.wants_get || self.document.is_none() {
@@ -17,12 +22,16 @@ impl Shadow {
             return self.send(self.name.get(), &payload, Flight { token, sent: now, update: None });
         }
         let batch = self.batch();
-        if batch.halves.is_empty() {
+        if batch.halves.is_empty() && !batch.default {
             (self.single, self.failures) = (false, 0);
             return;
         }
         let token = self.token();
         let mut payload = json!({"state": batch.halves.to_state(), "clientToken": token});
+        if batch.halves.is_empty() {
+            // A shadow without anything in it is one too.
+            payload["state"] = json!({"reported": {}});
+        }
         if let Some(version) = self.version {
             payload["version"] = version.into();
         }
@@ -49,6 +58,10 @@ impl Shadow {
     fn batch(&mut self) -> Batch {
         let mut batch = Batch::default();
         let Some(document) = self.document.clone() else { return batch };
+        if let Some(default) = self.making.told() {
+            (batch.default, batch.default_says) = (true, !default.is_empty());
+            batch.halves = default;
+        }
         for at in 0..self.services.len() {
             let Some(report) = self.report(at) else {
                 self.services[at].untold = None;

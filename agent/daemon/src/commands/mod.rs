@@ -7,6 +7,7 @@ mod input;
 mod job;
 mod parts;
 mod run;
+mod service;
 mod show;
 
 use std::io::Write;
@@ -18,6 +19,7 @@ use crate::exit::Exit;
 
 pub use ask::{Asked, ask};
 pub use run::{Handling, handle};
+pub use service::Service;
 
 /// Carries out a command line.
 #[must_use]
@@ -38,6 +40,7 @@ pub fn execute(cli: Cli) -> Exit {
             Ok(()) => Exit::Ok,
             Err((exit, why)) => complain(exit, &why),
         },
+        Command::Service(service) => service::service(&service),
         command => match Settings::load(&sources) {
             Ok((settings, findings)) => with_settings(command, &settings, &findings),
             Err(e) => complain(Exit::Config, &e.to_string()),
@@ -69,6 +72,7 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
         | Command::Config(_)
         | Command::AwsIotDeviceClient { .. }
         | Command::Convert(_)
+        | Command::Service(_)
         | Command::Completions { .. }
         | Command::Man => Exit::Software,
     }

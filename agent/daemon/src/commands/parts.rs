@@ -97,6 +97,8 @@ pub(super) fn parts(
         if session.beside == Beside::All {
             features.extend(switched(&settings.messages, "messages", features::messages));
             features.extend(switched(&settings.subscribe, "subscriptions", features::subscribe));
+            let shadows = |tables| features::shadows(tables, &me.thing, &settings.state_dir);
+            features.extend(switched(&settings.services, "shadows", shadows));
         }
         let topics = features.iter().flat_map(|f| f.topics()).collect();
         let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);

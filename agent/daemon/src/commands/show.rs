@@ -89,8 +89,19 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
     if status["commands"].is_object() {
         counted(out, "commands:   ", &status["commands"], &["done", "failed"])?;
     }
+    for (name, shown) in status["services"].as_object().into_iter().flatten() {
+        let number = |value: &Value| value.as_u64().unwrap_or_default();
+        let updates = &shown["updates"];
+        let (waiting, failed) = (number(&updates["waiting"]), number(&updates["failed"]));
+        let services = number(&shown["services"]);
+        write!(out, "services:   {name}: {services} services, {waiting} updates waiting, {failed} failed")?;
+        match updates["last-error"].as_str() {
+            Some(why) => writeln!(out, "; last: {}", harmless(why))?,
+            None => writeln!(out)?,
+        }
+    }
     for line in status["attention"].as_array().into_iter().flatten() {
-        writeln!(out, "attention:  {}", word(line))?;
+        writeln!(out, "attention:  {}", harmless(&word(line)))?;
     }
     Ok(())
 }

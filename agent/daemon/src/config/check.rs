@@ -43,13 +43,11 @@ impl Settings {
             None => jobs.map_or(Feature::Off, Feature::On),
         };
         let messages = check.messages(f.messages);
-        let messages = match check.first(Area::Messages) {
-            Some(finding) => Feature::Broken(finding),
-            None if messages.is_empty() => Feature::Off,
-            None => Feature::On(messages),
-        };
         let subscribe = check.subscriptions(f.subscribe);
         let commands = check.commands(f.commands);
+        let services = check.services(f.services, &messages);
+        let messages = check.tables(Area::Messages, messages);
+        let services = check.tables(Area::Services, services);
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
@@ -62,6 +60,7 @@ impl Settings {
             cloud,
             jobs,
             messages,
+            services,
             subscribe,
             commands,
             network,
@@ -83,6 +82,15 @@ impl Check<'_> {
 
     pub(super) fn first(&self, area: Area) -> Option<Finding> {
         self.findings.iter().find(|f| f.kind == Kind::Invalid(area)).cloned()
+    }
+
+    /// A function that has a table for each of its parts.
+    fn tables<T>(&self, area: Area, all: Vec<T>) -> Feature<Vec<T>> {
+        match self.first(area) {
+            Some(finding) => Feature::Broken(finding),
+            None if all.is_empty() => Feature::Off,
+            None => Feature::On(all),
+        }
     }
 
     fn absolute(&mut self, key: &str, path: Option<PathBuf>, default: &str) -> PathBuf {

@@ -198,6 +198,18 @@ table! {
         keep_failed: u32 = "keep-failed",
     }
 }
+table! {
+    /// `[services.NAME]`
+    Services {
+        thing: String = "thing",
+        shadow: String = "shadow",
+        directory: PathBuf = "directory",
+        updates: PathBuf = "updates",
+        default_shadow: String = "default-shadow",
+        empty_list_deletes: bool = "empty-list-deletes",
+        keep_failed: u32 = "keep-failed",
+    }
+}
 
 /// Where a slot is: a path, or a table that says more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -285,6 +297,7 @@ pub struct Fragment {
     pub messages: BTreeMap<String, Messages>,
     pub subscribe: BTreeMap<String, Subscribe>,
     pub commands: Commands,
+    pub services: BTreeMap<String, Services>,
 }
 
 impl Fragment {
@@ -326,6 +339,7 @@ impl Fragment {
             "commands" => to.table(&mut self.commands, name, Area::Commands, value),
             "messages" => to.tables(&mut self.messages, name, Area::Messages, value),
             "subscribe" => to.tables(&mut self.subscribe, name, Area::Subscribe, value),
+            "services" => to.tables(&mut self.services, name, Area::Services, value),
             "slots" => match value {
                 Value::Table(sets) => {
                     for (set, value) in sets {
@@ -366,6 +380,9 @@ impl Fragment {
             self.subscribe.entry(name).or_default().merge(rule);
         }
         self.commands.merge(later.commands);
+        for (name, services) in later.services {
+            self.services.entry(name).or_default().merge(services);
+        }
     }
 }
 
@@ -401,6 +418,7 @@ pub(super) fn all_keys() -> Vec<String> {
         .chain(of::<Messages>("messages.telemetry"))
         .chain(of::<Subscribe>("subscribe.alarm"))
         .chain(of::<Commands>("commands"))
+        .chain(of::<Services>("services.device"))
         .collect()
 }
 

@@ -10,6 +10,7 @@ mod check;
 pub mod device_client;
 pub mod fragments;
 mod messages;
+mod services;
 pub mod settings;
 mod sources;
 mod subscribe;
@@ -20,8 +21,8 @@ use std::path::PathBuf;
 
 pub use settings::{
     BootKind, Bootloader, CloudSettings, CommandsSettings, ControlSettings, Credentials, Excess, Feature,
-    IfMissing, JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, Settings,
-    SlotSet, SubscribeSettings, Target, ThingName, UpdateSettings,
+    IfMissing, JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings,
+    ServicesSettings, Settings, SlotSet, SubscribeSettings, Target, ThingName, UpdateSettings,
 };
 pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
@@ -48,6 +49,8 @@ pub enum Area {
     Subscribe,
     /// The directory of commands.
     Commands,
+    /// Shadows and their services, of all tables.
+    Services,
 }
 
 impl fmt::Display for Area {
@@ -62,6 +65,7 @@ impl fmt::Display for Area {
             Self::Messages => "no messages are sent",
             Self::Subscribe => "nothing is subscribed to",
             Self::Commands => "no commands are taken",
+            Self::Services => "shadows are left alone",
         })
     }
 }

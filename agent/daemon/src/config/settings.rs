@@ -9,6 +9,7 @@ use otandem_core::boot::SetId;
 use otandem_core::filter::Filter;
 use otandem_core::jobs::document::OldSchema;
 use otandem_core::messages::{Order, Pace, Reserved};
+use otandem_core::shadow::merge::EmptyList;
 use otandem_device::jobs::HandlerUser;
 use otandem_device::jobs::place::Rule;
 use otandem_device::spool::Keep;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub subscribe: Feature<Vec<SubscribeSettings>>,
     /// A directory whose files are commands.
     pub commands: Feature<CommandsSettings>,
+    /// Shadows, the files of their services, and directories with updates of them.
+    pub services: Feature<Vec<ServicesSettings>>,
     /// Proxy and timeouts; broken: nothing may go out, since going direct is not what was asked for.
     pub network: Result<NetworkSettings, Finding>,
     /// Where logs go.
@@ -315,6 +318,24 @@ pub struct SubscribeSettings {
 pub struct CommandsSettings {
     /// Where it is.
     pub directory: PathBuf,
+    /// Of failed/.
+    pub keep: Keep,
+}
+
+/// Shadows of one thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)] // one field per key; the commented example file says what each is for
+pub struct ServicesSettings {
+    /// Of its table, for status and log.
+    pub name: String,
+    /// `None`: the device's own.
+    pub thing: Option<String>,
+    /// Of everything that names none; `None`: the classic one.
+    pub shadow: Option<String>,
+    pub directory: Option<PathBuf>,
+    pub updates: Option<PathBuf>,
+    pub default_shadow: Option<String>,
+    pub empty_list: EmptyList,
     /// Of failed/.
     pub keep: Keep,
 }

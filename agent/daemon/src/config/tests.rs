@@ -121,6 +121,14 @@ fn a_mistake_in_a_feature_costs_that_feature_alone() {
         ("[subscribe.a]\ntopic='a'\nwrite='/w'\n[subscribe.b]\ntopic='b'\nwrite='/w'\n", Area::Subscribe),
         ("[commands]\ndirectory='c'\n", Area::Commands),
         ("[commands]\ndirectory='/c'\nkeep-failed=-1\n", Area::Commands),
+        ("[services]\nupdates='/u'\n", Area::Services),
+        ("[services.a]\nupdates='u'\n", Area::Services),
+        ("[services.a]\ndirectory='d'\n", Area::Services),
+        ("[services.a]\nupdates='/u'\nthing='a/b'\n", Area::Services),
+        ("[services.a]\nupdates='/u'\nshadow='a/b'\n", Area::Services),
+        ("[services.a]\ndefault-shadow=\"a\\u0000\"\n", Area::Services),
+        ("[services.a]\nupdates='/u'\n[services.b]\nupdates='/u'\n", Area::Services),
+        ("[messages.a]\ndirectory='/m'\n[services.b]\nupdates='/m'\n", Area::Services),
     ] {
         let (settings, findings) = load(&format!("{SLOTS}{CLOUD}{table}"));
         assert!(settings.updates.is_ok(), "{table}");
@@ -129,6 +137,7 @@ fn a_mistake_in_a_feature_costs_that_feature_alone() {
         assert_eq!(matches!(settings.messages, Feature::Broken(_)), area == Area::Messages, "{table}");
         assert_eq!(matches!(settings.subscribe, Feature::Broken(_)), area == Area::Subscribe, "{table}");
         assert_eq!(matches!(settings.commands, Feature::Broken(_)), area == Area::Commands, "{table}");
+        assert_eq!(matches!(settings.services, Feature::Broken(_)), area == Area::Services, "{table}");
         assert_eq!(settings.network.is_err(), area == Area::Network, "{table}");
         assert_eq!(findings.iter().map(|f| f.kind).collect::<Vec<_>>(), [Kind::Invalid(area)], "{table}");
     }
@@ -420,4 +429,18 @@ fn each_directory_of_messages_has_its_own_settings_and_one_without_a_directory_i
         directories.iter().map(|d| (d.name.as_str(), d.pace.rate, d.topic_prefix.as_str())).collect();
     assert_eq!(shown, [("a", 100, "p/"), ("b", 0, "")]);
     assert_eq!(load("[messages.later]\nrate=7\n").0.messages, Feature::Off);
+}
+
+#[test]
+fn a_table_of_services_does_what_it_names_and_one_that_names_nothing_is_off() {
+    let (settings, findings) = load(&format!(
+        "{SLOTS}[services.b]\nupdates='/u'\nthing='other'\nshadow='net'\nempty-list-deletes=true\nkeep-failed=3\n\
+         [services.a]\ndirectory='/d'\n[services.later]\nthing='x'\n",
+    ));
+    assert_eq!(findings, []);
+    let tables = settings.services.on().unwrap();
+    let shown: Vec<_> = tables.iter().map(|t| (t.name.as_str(), t.thing.as_deref(), t.keep.files)).collect();
+    assert_eq!(shown, [("a", None, 10), ("b", Some("other"), 3)]);
+    assert_eq!(tables[1].shadow.as_deref(), Some("net"));
+    assert_eq!(load("[services.later]\nthing='x'\n").0.services, Feature::Off);
 }

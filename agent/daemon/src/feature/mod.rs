@@ -5,6 +5,7 @@
 pub mod commands;
 pub mod jobs;
 pub mod messages;
+pub mod shadows;
 pub mod subscribe;
 
 use std::fmt;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use otandem_core::formats::MAX_TEXT;
 
-pub use notify::{Notifier, Ran};
+pub use notify::{Notifier, Ran, output};
 
 /// Of a file that was not there: services are other users than the agent. Who wants less makes the file first.
 const NEW_MODE: u32 = 0o644;

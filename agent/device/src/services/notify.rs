@@ -125,22 +125,57 @@ impl Notifier {
     }
 
     fn once(&self, command: &str) -> Result<(), String> {
-        let mut spec = Spec::new(["/bin/sh", "-c", command]);
-        spec.env.clear();
-        spec.env.extend(std::env::vars_os());
-        if std::env::var_os("PATH").is_none() {
-            spec.env.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
-        }
-        spec.time_limit = Some(self.0.time_limit);
-        let outcome = run::run(spec, &self.0.stop).map_err(|e| e.to_string())?;
-        let last = outcome.stderr_tail.lines().last().unwrap_or_default();
-        match outcome.end {
-            End::Exited(0) => Ok(()),
-            End::Exited(code) => Err(format!("exit code {code}: {last}")),
-            End::Signaled(signal) => Err(format!("ended by signal {signal}: {last}")),
-            End::TimedOut => Err(format!("not done within {} s, and ended", self.0.time_limit.as_secs())),
-            End::Stopped => Err("ended with the agent; it runs again".into()),
-        }
+        shell(command, None, self.0.time_limit, SAID, &self.0.stop).map(drop)
+    }
+}
+
+/// Bytes of what a command says that are kept for people.
+const SAID: usize = 4096;
+
+/// What a command prints whose answer is wanted, less than `most` bytes; `stdin` is all of its input.
+///
+/// # Errors
+/// One line: it failed, took too long, or printed too much or no UTF-8.
+pub fn output(
+    command: &str,
+    stdin: &str,
+    time_limit: Duration,
+    most: usize,
+    stop: &Stop,
+) -> Result<String, String> {
+    let text = shell(command, Some(stdin.into()), time_limit, most, stop)?;
+    if text.len() >= most {
+        return Err(format!("it printed {most} bytes or more; print less"));
+    }
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return Err("what it printed is no UTF-8".into());
+    }
+    Ok(text)
+}
+
+/// Runs a command line as chariotd does: by the shell, in `/`, with the environment of the agent.
+fn shell(
+    command: &str,
+    stdin: Option<Vec<u8>>,
+    time_limit: Duration,
+    output_tail: usize,
+    stop: &Stop,
+) -> Result<String, String> {
+    let mut spec = Spec::new(["/bin/sh", "-c", command]);
+    spec.env.clear();
+    spec.env.extend(std::env::vars_os());
+    if std::env::var_os("PATH").is_none() {
+        spec.env.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
+    }
+    (spec.stdin, spec.output_tail, spec.time_limit) = (stdin, output_tail, Some(time_limit));
+    let outcome = run::run(spec, stop).map_err(|e| e.to_string())?;
+    let last = outcome.stderr_tail.lines().last().unwrap_or_default();
+    match outcome.end {
+        End::Exited(0) => Ok(outcome.stdout_tail),
+        End::Exited(code) => Err(format!("exit code {code}: {last}")),
+        End::Signaled(signal) => Err(format!("ended by signal {signal}: {last}")),
+        End::TimedOut => Err(format!("not done within {} s, and ended", time_limit.as_secs())),
+        End::Stopped => Err("ended with the agent; it runs again".into()),
     }
 }
 

@@ -139,3 +139,15 @@ fn a_command_that_ends_with_the_agent_is_still_due() {
     bench.notifier.wait();
     assert!(bench.marked());
 }
+
+#[test]
+fn the_answer_of_a_command_is_taken_whole_or_not_at_all() {
+    let stop = Stop::new().unwrap();
+    let ask = |command: &str| output(command, "thing", Duration::from_secs(60), 8, &stop);
+    assert_eq!(ask("cat"), Ok("thing".into()));
+    assert!(ask("echo 1234567").unwrap_err().contains("8 bytes"));
+    assert!(ask("printf '\\377'").unwrap_err().contains("UTF-8"));
+    assert_eq!(ask("echo {}; echo no >&2; exit 4"), Err("exit code 4: no".into()));
+    let slow = output("sleep 1000", "", Duration::from_secs(1), 8, &stop);
+    assert!(slow.unwrap_err().contains("not done within 1 s"));
+}
