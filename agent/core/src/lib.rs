@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod machine;
 pub mod messages;
 pub mod plan;
+pub mod provisioning;
 pub mod record;
 pub mod seal;
 pub mod services;
