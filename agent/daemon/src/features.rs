@@ -9,10 +9,15 @@ use otandem_core::boot::SetId;
 use otandem_core::formats::{ArrayStyle, Format};
 use otandem_core::jobs::Identity;
 use otandem_core::jobs::intake::JobRules;
+use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
-use crate::config::{BootKind, Bootloader, CloudSettings, MessagesSettings, NetworkSettings, UpdateSettings};
+use crate::cloud::wallet::Wallet;
+use crate::config::{
+    BootKind, Bootloader, CloudSettings, MessagesSettings, NetworkSettings, Settings, UpdateSettings,
+};
 use crate::exit::Exit;
 use crate::feature::Feature;
 use crate::feature::jobs::Others;
@@ -23,6 +28,7 @@ pub fn list() -> Vec<&'static str> {
     let all = [
         ("jobs", cfg!(feature = "jobs")),
         ("messages", cfg!(feature = "messages")),
+        ("provisioning", cfg!(feature = "provisioning")),
         ("services", cfg!(feature = "services")),
         ("gzip", cfg!(feature = "gzip")),
         ("xz", cfg!(feature = "xz")),
@@ -137,14 +143,19 @@ fn slots(updates: &UpdateSettings) -> Vec<Slot> {
 #[must_use]
 #[cfg_attr(not(feature = "session"), allow(unused_variables, clippy::needless_pass_by_value))]
 pub fn connect(
-    cloud: CloudSettings,
-    network: NetworkSettings,
+    cloud: &CloudSettings,
+    network: &NetworkSettings,
     thing: &str,
     topics: Vec<String>,
+    wallet: Wallet,
     clock: Arc<Clock>,
 ) -> Option<Ends> {
     #[cfg(feature = "session")]
-    return Some(crate::cloud::connect::start(cloud, network, thing, topics, clock));
+    {
+        let id = cloud.client_id.clone().unwrap_or_else(|| thing.to_owned());
+        let name = "cloud session";
+        return Some(crate::cloud::connect::start(name, cloud, network, id, topics, wallet, clock));
+    }
     #[cfg(not(feature = "session"))]
     return None;
 }
@@ -168,6 +179,41 @@ pub fn messages(directories: Vec<MessagesSettings>) -> Option<Box<dyn Feature>> 
     Some(Box::new(crate::feature::messages::Messages::new(directories)))
 }
 
+/// Certificates of the device's own; `None` where this build has no such function, or something that it needs is
+/// missing. `thing`: the device's name, if it is known; `named` hears when a device without one has got it.
+#[must_use]
+#[cfg_attr(not(feature = "provisioning"), allow(unused_variables, clippy::needless_pass_by_value))]
+pub fn provisioning(
+    settings: &Settings,
+    thing: Option<&str>,
+    wallet: Wallet,
+    clock: Arc<Clock>,
+    named: Option<oneshot::Sender<()>>,
+) -> Option<Box<dyn Feature>> {
+    #[cfg(feature = "provisioning")]
+    match crate::provision::Kit::new(settings, thing, clock) {
+        Ok(kit) => {
+            return Some(Box::new(crate::provision::worker::Provisioning::new(kit, wallet, named)));
+        }
+        Err(why) => tracing::error!("no certificate is asked for: {why}"),
+    }
+    #[cfg(not(feature = "provisioning"))]
+    tracing::error!("[provisioning] has no effect: build with --features provisioning");
+    None
+}
+
+/// What `otandem provision` does where no daemon runs.
+///
+/// # Errors
+/// How the command ends, and one line.
+#[cfg_attr(not(feature = "provisioning"), allow(unused_variables))]
+pub fn provision(settings: &Settings) -> Result<Value, (Exit, String)> {
+    #[cfg(feature = "provisioning")]
+    return crate::provision::now::provision(settings);
+    #[cfg(not(feature = "provisioning"))]
+    return Err((Exit::Usage, "this build has no provisioning: build with --features provisioning".into()));
+}
+
 /// What `otandem convert` does.
 ///
 /// # Errors
@@ -183,7 +229,7 @@ pub fn convert(from: Format, to: Format, arrays: ArrayStyle, text: &[u8]) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Settings, Sources};
+    use crate::config::Sources;
     use std::path::Path;
 
     fn opened(dir: &Path, bootloader: &str) -> Result<BootKind, String> {

@@ -40,12 +40,12 @@ impl Rotation {
     #[must_use]
     pub fn order(&self, names: &[String], preferred: Option<&str>) -> Vec<String> {
         let known = |name: Option<&str>| name.and_then(|name| names.iter().position(|n| n == name));
-        let first = known(self.trial.as_deref())
-            .or_else(|| known(self.shown.as_deref()))
-            .or_else(|| known(preferred))
-            .unwrap_or(0);
+        let shown = self.shown.as_deref().filter(|_| self.trial.is_none());
+        let first = known(shown).or_else(|| known(preferred)).unwrap_or(0);
         let (before, from) = names.split_at(first.min(names.len()));
-        from.iter().chain(before).cloned().collect()
+        let trial = known(self.trial.as_deref()).map(|at| &names[at]);
+        let others = from.iter().chain(before).filter(|name| Some(*name) != trial);
+        trial.into_iter().chain(others).cloned().collect()
     }
 
     /// This one is shown from now on.

@@ -28,7 +28,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::backoff::Backoff;
 use crate::cloud::channel::{Ends, Inbound, Outbound};
 use crate::cloud::tls::wall;
-use crate::control::{Call, Progress, Reply};
+use crate::cloud::wallet::Wallet;
+use crate::control::{Call, Reply};
 use crate::feature::{Context, Done, Feature, Program, Reach};
 use install::{Renewal, Work};
 
@@ -67,6 +68,8 @@ pub struct Link {
     pub ends: Ends,
     /// Leave the broker while an image is fetched.
     pub leave_while_fetching: bool,
+    /// What is shown to the broker.
+    pub wallet: Wallet,
 }
 
 /// What the agent is put together from.
@@ -81,6 +84,8 @@ pub struct Parts {
     pub service: Service,
     /// How documents are read on this device; `None` where updates are misconfigured.
     pub rules: Option<JobRules>,
+    /// For whoever runs the agent: this device has a name now, put it together anew.
+    pub named: Option<oneshot::Receiver<()>>,
 }
 
 /// The agent.
@@ -122,7 +127,8 @@ impl Agent {
     /// Puts the parts together; nothing happens before [`Agent::run`].
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
+        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules, .. } =
+            parts;
         let session = status::SessionView::default();
         let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
         let mut backoff = Backoff::new(LOOK_AGAIN.0, LOOK_AGAIN.1);
@@ -478,20 +484,11 @@ impl Agent {
         }
         self.session_while_fetching(Outbound::Disconnect);
     }
-
-    fn show_progress(&self, done: u64, total: Option<u64>) {
-        if let Some(asker) = &self.asker {
-            asker.progress(Progress { phase: self.machine.phase().to_owned(), done, total });
-        }
-    }
 }
 
 async fn next_inbound(link: &mut Option<Link>) -> Inbound {
     match link {
-        Some(link) => match link.ends.inbound.recv().await {
-            Some(inbound) => inbound,
-            None => std::future::pending().await,
-        },
+        Some(link) => link.ends.next().await,
         None => std::future::pending().await,
     }
 }

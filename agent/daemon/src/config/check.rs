@@ -32,7 +32,8 @@ impl Settings {
         let control = check.control(f.control, &run_dir);
         let network = check.network(&f.network);
         let network = check.first(Area::Network).map_or(Ok(network), Err);
-        let cloud = check.cloud(f.cloud);
+        let thing_file = Check::thing_file(&f.provisioning, &state_dir);
+        let cloud = check.cloud(f.cloud, thing_file);
         let cloud = match check.first(Area::Cloud) {
             Some(finding) => Feature::Broken(finding),
             None => cloud.map_or(Feature::Off, Feature::On),
@@ -48,12 +49,17 @@ impl Settings {
             None if messages.is_empty() => Feature::Off,
             None => Feature::On(messages),
         };
+        let provisioning = check.provisioning(f.provisioning, &cloud);
+        let provisioning = match check.first(Area::Provisioning) {
+            Some(finding) => Feature::Broken(finding),
+            None => provisioning.map_or(Feature::Off, Feature::On),
+        };
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
             (None, updates) => updates,
         };
-        Self { state_dir, run_dir, updates, cloud, jobs, messages, network, log, control }
+        Self { state_dir, run_dir, updates, cloud, jobs, messages, provisioning, network, log, control }
     }
 }
 
@@ -91,7 +97,13 @@ impl Check<'_> {
         path
     }
 
-    fn positive(&mut self, key: &str, span: Option<Span>, default: Duration, area: Area) -> Duration {
+    pub(super) fn positive(
+        &mut self,
+        key: &str,
+        span: Option<Span>,
+        default: Duration,
+        area: Area,
+    ) -> Duration {
         match span {
             Some(Span(d)) if d.is_zero() => {
                 self.wrong(key, "must be more than zero", area);
@@ -163,9 +175,10 @@ impl Check<'_> {
         }
     }
 
-    fn cloud(&mut self, f: fragments::Cloud) -> Option<CloudSettings> {
+    /// `thing_file`: where the name is that the device gets when it is provisioned.
+    fn cloud(&mut self, f: fragments::Cloud, thing_file: Option<PathBuf>) -> Option<CloudSettings> {
         // Not provisioned yet: the image may already carry the rest of the table.
-        let endpoint = f.endpoint.filter(|e| !e.is_empty())?;
+        let (endpoint, port) = self.endpoint(&f)?;
         let area = Area::Cloud;
         if endpoint.contains(['/', ' '])
             || (endpoint.contains(':') && endpoint.parse::<std::net::Ipv6Addr>().is_err())
@@ -186,6 +199,7 @@ impl Check<'_> {
             (None, Some(file)) => {
                 self.some_absolute("cloud.thing-name-file", Some(file), area).map(ThingName::File)
             }
+            (None, None) if thing_file.is_some() => thing_file.map(ThingName::File),
             _ => {
                 self.wrong("cloud.thing-name", "give exactly one of thing-name and thing-name-file", area);
                 None
@@ -208,7 +222,7 @@ impl Check<'_> {
             self.positive("cloud.connect-timeout", f.connect_timeout, Duration::from_secs(30), area);
         Some(CloudSettings {
             endpoint,
-            port: f.port.unwrap_or(8883),
+            port: port.unwrap_or(8883),
             thing: thing?,
             client_id: f.client_id.filter(|id| !id.is_empty()),
             keep_alive,

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Value;
 
+use super::provisioning::Parameter;
 use super::values::{Bytes, DayWindow, Span};
 use super::{Area, Finding, Kind};
 
@@ -181,6 +182,22 @@ table! {
     }
 }
 
+table! {
+    /// `[provisioning]`
+    Provisioning {
+        claim_store: PathBuf = "claim-store",
+        template: String = "template",
+        parameters: BTreeMap<String, Parameter> = "parameters",
+        key: String = "key",
+        outfile: PathBuf = "outfile",
+        outformat: String = "outformat",
+        notify_command: String = "notify-command",
+        notify_timeout: Span = "notify-timeout",
+        renew_before: Span = "renew-before",
+        client_id: String = "client-id",
+    }
+}
+
 /// Where a slot is: a path, or a table that says more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
@@ -265,6 +282,7 @@ pub struct Fragment {
     pub control: Control,
     pub jobs: Jobs,
     pub messages: BTreeMap<String, Messages>,
+    pub provisioning: Provisioning,
 }
 
 impl Fragment {
@@ -303,6 +321,7 @@ impl Fragment {
             "log" => to.table(&mut self.log, name, Area::Log, value),
             "control" => to.table(&mut self.control, name, Area::Control, value),
             "jobs" => to.table(&mut self.jobs, name, Area::Jobs, value),
+            "provisioning" => to.table(&mut self.provisioning, name, Area::Provisioning, value),
             "messages" => match value {
                 Value::Table(directories) => {
                     for (directory, value) in directories {
@@ -349,6 +368,7 @@ impl Fragment {
         self.log.merge(later.log);
         self.control.merge(later.control);
         self.jobs.merge(later.jobs);
+        self.provisioning.merge(later.provisioning);
         for (name, directory) in later.messages {
             self.messages.entry(name).or_default().merge(directory);
         }
@@ -385,6 +405,7 @@ pub(super) fn all_keys() -> Vec<String> {
         .chain(of::<Control>("control"))
         .chain(of::<Jobs>("jobs"))
         .chain(of::<Messages>("messages.telemetry"))
+        .chain(of::<Provisioning>("provisioning"))
         .collect()
 }
 

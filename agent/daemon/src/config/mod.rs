@@ -10,6 +10,7 @@ mod check;
 pub mod device_client;
 pub mod fragments;
 mod messages;
+mod provisioning;
 pub mod settings;
 mod sources;
 pub mod values;
@@ -17,10 +18,11 @@ pub mod values;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use provisioning::Parameter;
 pub use settings::{
     BootKind, Bootloader, CloudSettings, ControlSettings, Credentials, Excess, Feature, IfMissing,
-    JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, Settings, SlotSet,
-    ThingName, UpdateSettings,
+    JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings, ProvisioningSettings,
+    Settings, SlotSet, ThingName, UpdateSettings,
 };
 pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
@@ -43,6 +45,8 @@ pub enum Area {
     Jobs,
     /// Messages, of all directories.
     Messages,
+    /// Certificates of the device's own.
+    Provisioning,
 }
 
 impl fmt::Display for Area {
@@ -55,6 +59,7 @@ impl fmt::Display for Area {
             Self::Control => "the control socket uses its defaults",
             Self::Jobs => "jobs are off",
             Self::Messages => "no messages are sent",
+            Self::Provisioning => "no certificate is asked for",
         })
     }
 }
