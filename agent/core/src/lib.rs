@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod machine;
 pub mod messages;
 pub mod plan;
+pub mod provisioning;
 pub mod record;
 pub mod seal;
 pub mod services;

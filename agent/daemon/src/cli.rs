@@ -62,6 +62,8 @@ pub enum Command {
     /// Look at the document of a general job, or run it here
     #[command(subcommand)]
     Job(Job),
+    /// Get a certificate of its own for this device, now
+    Provision,
     /// Convert settings from one file format to another: standard input to standard output
     Convert(Convert),
     /// Look at definitions of services

@@ -10,12 +10,15 @@ use otandem_core::boot::SetId;
 use otandem_core::formats::{ArrayStyle, Format};
 use otandem_core::jobs::Identity;
 use otandem_core::jobs::intake::JobRules;
+use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::cloud::channel::Ends;
 use crate::cloud::tls::Clock;
+use crate::cloud::wallet::Wallet;
 use crate::config::{
     BootKind, Bootloader, CloudSettings, CommandsSettings, MessagesSettings, NetworkSettings,
-    ServicesSettings, SubscribeSettings, UpdateSettings,
+    ServicesSettings, Settings, SubscribeSettings, UpdateSettings,
 };
 use crate::definitions::Found;
 use crate::exit::Exit;
@@ -29,6 +32,7 @@ pub fn list() -> Vec<&'static str> {
         ("commands", cfg!(feature = "commands")),
         ("jobs", cfg!(feature = "jobs")),
         ("messages", cfg!(feature = "messages")),
+        ("provisioning", cfg!(feature = "provisioning")),
         ("services", cfg!(feature = "services")),
         ("subscribe", cfg!(feature = "subscribe")),
         ("gzip", cfg!(feature = "gzip")),
@@ -144,14 +148,16 @@ fn slots(updates: &UpdateSettings) -> Vec<Slot> {
 #[must_use]
 #[cfg_attr(not(feature = "session"), allow(unused_variables, clippy::needless_pass_by_value))]
 pub fn connect(
-    cloud: CloudSettings,
-    network: NetworkSettings,
+    cloud: &CloudSettings,
+    network: &NetworkSettings,
     thing: &str,
     topics: Vec<String>,
+    wallet: Wallet,
     clock: Arc<Clock>,
 ) -> Option<Ends> {
+    let (name, id) = ("cloud session", cloud.client_id.clone().unwrap_or_else(|| thing.to_owned()));
     #[cfg(feature = "session")]
-    return Some(crate::cloud::connect::start(cloud, network, thing, topics, clock));
+    return Some(crate::cloud::connect::start(name, cloud, network, id, topics, wallet, clock));
     #[cfg(not(feature = "session"))]
     return None;
 }
@@ -206,6 +212,41 @@ pub fn shadows(tables: Vec<ServicesSettings>, thing: &str, state_dir: &Path) -> 
     Some(Box::new(crate::feature::shadows::Shadows::new(tables, thing, state_dir)))
 }
 
+/// Certificates of the device's own; `None` where this build has no such function, or something that it needs is
+/// missing. `thing`: the device's name, if it is known; `named` hears when a device without one has got it.
+#[must_use]
+#[cfg_attr(not(feature = "provisioning"), allow(unused_variables, clippy::needless_pass_by_value))]
+pub fn provisioning(
+    settings: &Settings,
+    thing: Option<&str>,
+    wallet: Wallet,
+    clock: Arc<Clock>,
+    named: Option<oneshot::Sender<()>>,
+) -> Option<Box<dyn Feature>> {
+    #[cfg(feature = "provisioning")]
+    match crate::provision::Kit::new(settings, thing, clock) {
+        Ok(kit) => {
+            return Some(Box::new(crate::provision::worker::Provisioning::new(kit, wallet, named)));
+        }
+        Err(why) => tracing::error!("no certificate is asked for: {why}"),
+    }
+    #[cfg(not(feature = "provisioning"))]
+    tracing::error!("[provisioning] has no effect: build with --features provisioning");
+    None
+}
+
+/// What `otandem provision` does where no daemon runs.
+///
+/// # Errors
+/// How the command ends, and one line.
+#[cfg_attr(not(feature = "provisioning"), allow(unused_variables))]
+pub fn provision(settings: &Settings) -> Result<Value, (Exit, String)> {
+    #[cfg(feature = "provisioning")]
+    return crate::provision::now::provision(settings);
+    #[cfg(not(feature = "provisioning"))]
+    return Err((Exit::Usage, "this build has no provisioning: build with --features provisioning".into()));
+}
+
 /// What `otandem convert` does.
 ///
 /// # Errors
@@ -232,7 +273,7 @@ fn services_built() -> Result<(), (Exit, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Settings, Sources};
+    use crate::config::Sources;
 
     fn opened(dir: &Path, bootloader: &str) -> Result<BootKind, String> {
         let config = dir.join("otandem.toml");

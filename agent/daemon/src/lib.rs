@@ -22,6 +22,8 @@ mod general;
 pub mod log;
 pub mod notify;
 pub mod progress;
+#[cfg(feature = "provisioning")]
+pub mod provision;
 
 /// The way to the cloud: TLS for MQTT and for downloads, and the one MQTT session that all features share.
 pub mod cloud {
@@ -34,4 +36,5 @@ pub mod cloud {
     #[cfg(feature = "session")]
     pub mod session;
     pub mod tls;
+    pub mod wallet;
 }

@@ -13,6 +13,7 @@
 extern crate self as otandem_device;
 
 pub mod cert;
+pub mod certstore;
 pub mod delivery;
 mod features;
 pub mod install;

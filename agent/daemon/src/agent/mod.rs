@@ -30,7 +30,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::backoff::Backoff;
 use crate::cloud::channel::{Ends, Inbound, Outbound};
 use crate::cloud::tls::wall;
-use crate::control::{Call, Progress, Reply};
+use crate::cloud::wallet::Wallet;
+use crate::control::{Call, Reply};
 use crate::feature::{Context, Done, Feature, Program};
 use install::{Renewal, Work};
 
@@ -69,6 +70,8 @@ pub struct Link {
     pub ends: Ends,
     /// Leave the broker while an image is fetched.
     pub leave_while_fetching: bool,
+    /// What is shown to the broker.
+    pub wallet: Wallet,
 }
 
 /// What the agent is put together from.
@@ -83,6 +86,8 @@ pub struct Parts {
     pub service: Service,
     /// How documents are read on this device; `None` where updates are misconfigured.
     pub rules: Option<JobRules>,
+    /// For whoever runs the agent: this device has a name now, put it together anew.
+    pub named: Option<oneshot::Receiver<()>>,
 }
 
 /// The agent.
@@ -126,7 +131,8 @@ impl Agent {
     /// Puts the parts together; nothing happens before [`Agent::run`].
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules } = parts;
+        let Parts { opened: Opened { machine, first, performer }, features, link, service, rules, .. } =
+            parts;
         let session = status::SessionView::default();
         let (asker, postponed, renewal, rebooting) = (None, VecDeque::new(), None, false);
         let mut backoff = Backoff::new(LOOK_AGAIN.0, LOOK_AGAIN.1);
@@ -478,12 +484,6 @@ impl Agent {
             None => renewal.refuse("the update is over"),
         }
         self.session_while_fetching(Outbound::Disconnect);
-    }
-
-    fn show_progress(&self, done: u64, total: Option<u64>) {
-        if let Some(asker) = &self.asker {
-            asker.progress(Progress { phase: self.machine.phase().to_owned(), done, total });
-        }
     }
 }
 

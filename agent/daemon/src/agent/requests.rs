@@ -27,6 +27,11 @@ impl Agent {
         if matches!(request, Request::HoldJobs) {
             return self.hold(reply);
         }
+        if matches!(request, Request::Provision) {
+            self.tell_features(&Done::Reprovision);
+            let message = "the agent asks for a certificate; see `otandem status`";
+            return reply.done(Exit::Ok, json!({ "message": message }));
+        }
         if self.hold.is_held() && begins(&request) {
             return reply.failed(Exit::TempFail, "a job is run by hand: try again when it is over");
         }
@@ -38,7 +43,7 @@ impl Agent {
             return self.postponed.push_back(Call { request, reply });
         }
         let taken = match request {
-            Request::Status | Request::HoldJobs => return,
+            Request::Status | Request::HoldJobs | Request::Provision => return,
             Request::Confirm => Ok(Some(Event::User(Verb::Confirm))),
             Request::Rollback => Ok(Some(Event::User(Verb::Rollback))),
             Request::Reboot => Ok(Some(Event::User(Verb::Reboot))),

@@ -12,6 +12,7 @@ use super::Agent;
 use super::world::rivals;
 use crate::cloud::tls::wall;
 use crate::config::BootKind;
+use crate::control::Progress;
 
 const DAY: u64 = 24 * 3600;
 /// A certificate that ends sooner than this wants attention.
@@ -64,6 +65,13 @@ impl SessionView {
 }
 
 impl Agent {
+    /// Tells whoever waits for the update.
+    pub(super) fn show_progress(&self, done: u64, total: Option<u64>) {
+        if let Some(asker) = &self.asker {
+            asker.progress(Progress { phase: self.machine.phase().to_owned(), done, total });
+        }
+    }
+
     /// The whole status.
     #[must_use]
     pub fn status(&mut self) -> Value {
@@ -126,6 +134,9 @@ impl Agent {
                 "outbox": record.outbox.len(),
             },
         });
+        if let Some(link) = &self.link {
+            status["cloud"]["certificate"] = link.wallet.show();
+        }
         self.features.iter().for_each(|feature| feature.show(&mut status, &mut attention));
         status["attention"] = json!(attention);
         status

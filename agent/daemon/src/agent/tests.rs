@@ -99,7 +99,14 @@ fn agent_with(settings: Settings, failures: u32) -> Agent {
     let loader = Loader { kind: BootKind::Custom, control: Box::new(Flaky { failures }) };
     let performer = Performer::new(settings, Some(store), Some(loader), identity::clock(0), None);
     let opened = Opened { machine, first, performer };
-    Agent::new(Parts { opened, features: vec![], link: None, service: Service::none(), rules: None })
+    Agent::new(Parts {
+        opened,
+        features: vec![],
+        link: None,
+        service: Service::none(),
+        rules: None,
+        named: None,
+    })
 }
 
 async fn status(calls: &mpsc::Sender<Call>) -> serde_json::Value {

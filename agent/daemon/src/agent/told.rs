@@ -37,10 +37,7 @@ impl Agent {
 
 pub(super) async fn next_inbound(link: &mut Option<Link>) -> Inbound {
     match link {
-        Some(link) => match link.ends.inbound.recv().await {
-            Some(inbound) => inbound,
-            None => std::future::pending().await,
-        },
+        Some(link) => link.ends.next().await,
         None => std::future::pending().await,
     }
 }

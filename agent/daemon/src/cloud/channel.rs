@@ -134,3 +134,19 @@ pub struct Ends {
     /// To the broker.
     pub outbound: mpsc::UnboundedSender<Outbound>,
 }
+
+impl Ends {
+    /// What comes next from the broker; waits for ever where the session is gone.
+    pub async fn next(&mut self) -> Inbound {
+        match self.inbound.recv().await {
+            Some(inbound) => inbound,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Of no session: nothing comes, and what is sent is gone.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self { inbound: mpsc::channel(1).1, outbound: mpsc::unbounded_channel().0 }
+    }
+}

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use otandem_core::jobs::Identity;
-use otandem_device::cert;
+use otandem_core::provisioning::rotation::Rotation;
+use otandem_device::cert::{self, CertError};
+use otandem_device::certstore::{FLAT, Store};
 
 use super::tls::{self, Clock};
 use crate::config::{CloudSettings, Credentials, Settings, ThingName};
@@ -52,11 +54,55 @@ pub fn identity(cloud: &CloudSettings, settings: &Settings) -> Result<Identity, 
 /// # Errors
 /// One line: what is wrong with which file.
 pub fn certificate(cloud: &CloudSettings, clock: &Clock) -> Result<cert::Identity, String> {
-    let (cert, key) = match &cloud.credentials {
-        Credentials::Files { cert, key } => (cert.clone(), key.clone()),
-        Credentials::Store(dir) => (dir.join("cert.pem"), dir.join("key.pem")),
+    match &cloud.credentials {
+        Credentials::Files { cert, key } => load(cert, key, clock),
+        Credentials::Store(dir) => {
+            from_store(&Store::at(dir), &Rotation::default(), clock).map(|(_, identity)| identity)
+        }
+    }
+}
+
+/// A certificate and its key, checked.
+pub(super) fn load(cert: &Path, key: &Path, clock: &Clock) -> Result<cert::Identity, String> {
+    cert::load_identity(cert, key, clock.now(), built()).map_err(|e| e.to_string())
+}
+
+/// The certificate that `rotation` shows next, with its name.
+pub(super) fn from_store(
+    store: &Store,
+    rotation: &Rotation,
+    clock: &Clock,
+) -> Result<(String, cert::Identity), String> {
+    let pairs = store.list().map_err(|e| e.to_string())?;
+    let names: Vec<_> = pairs.iter().map(|pair| pair.name.clone()).collect();
+    let mut wrong = None;
+    for name in rotation.order(&names, store.preferred().as_deref()) {
+        let Some(pair) = pairs.iter().find(|pair| pair.name == name) else { continue };
+        let loaded = cert::load_identity(&pair.cert, &pair.key, clock.now(), built());
+        let loaded =
+            match loaded {
+                // It was made a moment ago by a clock that is ahead of ours; the broker goes by its own.
+                Err(
+                    CertError::NotYetValid { not_before, .. } | CertError::ClockNotSet { not_before, .. },
+                ) if name != FLAT => cert::load_identity(&pair.cert, &pair.key, not_before, built()),
+                other => other,
+            };
+        match loaded {
+            Ok(identity) => return Ok((name, identity)),
+            Err(e) => {
+                tracing::warn!("the certificate {name} is passed over: {e}");
+                wrong.get_or_insert(e.to_string());
+            }
+        }
+    }
+    let none = || {
+        format!(
+            "{} holds no certificate: neither ID/ID-certificate.pem.crt with ID/ID-private.pem.key, nor cert.pem \
+             with key.pem",
+            store.path().display()
+        )
     };
-    cert::load_identity(&cert, &key, clock.now(), built()).map_err(|e| e.to_string())
+    Err(wrong.unwrap_or_else(none))
 }
 
 /// The configured roots, or the system's where none are.

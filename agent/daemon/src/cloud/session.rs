@@ -24,6 +24,7 @@ use url::Url;
 pub use super::channel::{Fate, Inbound, MAX_PAYLOAD, Outbound};
 use super::dial::dial;
 use super::tls::{self, Clock};
+use super::wallet::{Ended, Wallet};
 use crate::backoff::Backoff;
 
 mod link;
@@ -41,6 +42,8 @@ const PACKETS: usize = 64;
 const BATCH: usize = 32;
 /// Topic and headers beside the payload.
 const PACKET_OVERHEAD: usize = 1 << 10;
+/// Until a certificate is looked for again where there is none.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// A session that lasted this long was a good one: after it, back-off begins anew. A broker that accepts a device and
 /// drops it at its first publish would otherwise be called every second.
 const GOOD_SESSION: Duration = Duration::from_secs(30);
@@ -48,6 +51,8 @@ const GOOD_SESSION: Duration = Duration::from_secs(30);
 /// How to reach the broker.
 #[derive(Debug, Clone)]
 pub struct SessionConfig {
+    /// For the log.
+    pub name: &'static str,
     /// Host name or address.
     pub host: String,
     /// Port.
@@ -58,9 +63,9 @@ pub struct SessionConfig {
     pub keep_alive: Duration,
     /// TCP, proxy, TLS and MQTT together; also for each acknowledgement of a subscription.
     pub connect_timeout: Duration,
-    /// From [`tls::mqtt`].
-    pub tls: Arc<rustls::ClientConfig>,
-    /// The same clock as in `tls`, for clear errors.
+    /// What the device shows.
+    pub wallet: Wallet,
+    /// The wallet's clock, for clear errors.
     pub clock: Arc<Clock>,
     /// HTTP CONNECT proxy.
     pub proxy: Option<Url>,
@@ -109,6 +114,8 @@ struct Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Later,
+    /// Without a certificate there was no connection.
+    Soon,
     AtOnce,
     WhenTold,
     Never,
@@ -122,9 +129,16 @@ struct End {
 
 impl Session {
     async fn keep(&mut self) -> Result<(), Gone> {
+        let mut last = String::new();
         loop {
-            let end = self.connection().await?;
-            tracing::warn!("cloud session: {}", end.reason);
+            let end = match self.config.wallet.tls() {
+                Ok(tls) => self.connection(tls).await?,
+                Err(reason) => End { reason, next: Next::Soon, good: false },
+            };
+            if end.next != Next::Soon || end.reason != last {
+                tracing::warn!("{}: {}", self.config.name, end.reason);
+                last.clone_from(&end.reason);
+            }
             if end.good {
                 self.backoff.reset();
             }
@@ -132,9 +146,10 @@ impl Session {
             match end.next {
                 Next::Later => {
                     let wait = self.backoff.wait();
-                    tracing::info!("cloud session: next attempt in {:.1} s", wait.as_secs_f32());
+                    tracing::info!("{}: next attempt in {:.1} s", self.config.name, wait.as_secs_f32());
                     self.rest(Some(wait)).await?;
                 }
+                Next::Soon => self.rest(Some(LOOK_AGAIN)).await?,
                 Next::AtOnce => {}
                 Next::WhenTold => self.rest(None).await?,
                 Next::Never => return Ok(()),
@@ -188,8 +203,8 @@ impl Session {
     }
 
     /// One connection, from the first packet to the last.
-    async fn connection(&mut self) -> Result<End, Gone> {
-        let (client, events) = self.client();
+    async fn connection(&mut self, tls: Arc<rustls::ClientConfig>) -> Result<End, Gone> {
+        let (client, events) = self.client(tls);
         let (packets_in, mut packets) = mpsc::channel(PACKETS);
         // Never cancelled half-way: select polls it by reference until it ends by itself.
         let pump = pump(events, packets_in);
@@ -216,6 +231,9 @@ impl Session {
         }
         let by_peer = link.closing.is_none() && error.as_ref().is_some_and(closed_by_peer);
         self.careful = link.posts.lose(by_peer);
+        let sent_away = by_peer || link.closing.is_none() && error.as_ref().is_some_and(refused);
+        let up = link.up_since.is_some();
+        self.config.wallet.ended(Ended { accepted: link.accepted, up, sent_away });
         let good = link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
         let (reason, next) = match link.closing.take() {
             Some(closing) => (closing.reason, closing.next),
@@ -224,11 +242,11 @@ impl Session {
         Ok(End { reason, next, good })
     }
 
-    fn client(&self) -> (AsyncClient, EventLoop) {
+    fn client(&self, tls: Arc<rustls::ClientConfig>) -> (AsyncClient, EventLoop) {
         let c = &self.config;
         let mut options = MqttOptions::new(c.client_id.clone(), (c.host.clone(), c.port));
         options
-            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::clone(&c.tls))))
+            .set_transport(Transport::tls_with_config(TlsConfiguration::Rustls(tls)))
             .set_keep_alive(u16::try_from(c.keep_alive.as_secs()).unwrap_or(u16::MAX))
             .set_clean_session(true)
             .set_max_packet_size(MAX_PAYLOAD + PACKET_OVERHEAD, MAX_PAYLOAD + PACKET_OVERHEAD)
@@ -304,8 +322,11 @@ impl Session {
                 format!("the broker refuses {} of the subscriptions, such as {first}", link.refused.len());
             link.close(reason, Next::Later);
         } else {
-            link.up_since.get_or_insert_with(Instant::now);
-            tracing::info!("cloud session: up, {} subscriptions", link.granted.len());
+            if link.up_since.is_none() {
+                link.up_since = Some(Instant::now());
+                self.config.wallet.up();
+            }
+            tracing::info!("{}: up, {} subscriptions", self.config.name, link.granted.len());
             self.tell(Inbound::Up).await?;
         }
         Ok(())
@@ -388,6 +409,12 @@ fn relevant(event: Event) -> Option<Traffic> {
         Event::Outgoing(Outgoing::Publish(packet_id)) => Some(Traffic::Sent(packet_id)),
         Event::Outgoing(_) => None,
     }
+}
+
+/// The broker said no: to the certificate in the handshake, or to the session.
+fn refused(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ConnectionRefused(ConnectReturnCode::NotAuthorized))
+        || tls::is_alert(error)
 }
 
 fn closed_by_peer(error: &ConnectionError) -> bool {

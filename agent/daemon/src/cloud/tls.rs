@@ -6,14 +6,18 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::crypto;
-use rustls::client::{ClientConfig, Resumption};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ClientConfig, Resumption, WebPkiServerVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::time_provider::TimeProvider;
-use rustls::{AlertDescription, CertificateError, ConfigBuilder, RootCertStore, WantsVerifier};
+use rustls::{
+    AlertDescription, CertificateError, ConfigBuilder, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    WantsVerifier,
+};
 
 /// On port 443 the broker speaks MQTT only to clients that ask for it by this name.
 const MQTT_ALPN: &[u8] = b"x-amzn-mqtt-ca";
@@ -117,7 +121,8 @@ pub fn system_roots() -> Result<RootCertStore, TlsError> {
     roots(found.certs, "the system's store").map_err(|_| TlsError::NoSystemRoots { why })
 }
 
-/// For MQTT: the device shows `chain`, and on port 443 asks for MQTT by ALPN.
+/// For MQTT: the device shows `chain`, and on port 443 asks for MQTT by ALPN. `verified` is set when a server has shown
+/// that it is the broker, which it does in every handshake that resumes no session.
 ///
 /// # Errors
 /// The key does not fit, or is of a kind that cannot be used.
@@ -127,9 +132,16 @@ pub fn mqtt(
     roots: RootCertStore,
     port: u16,
     clock: Arc<Clock>,
+    verified: Arc<AtomicBool>,
 ) -> Result<Arc<ClientConfig>, TlsError> {
+    let provider = Arc::new(crypto::provider());
+    let inner = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|e| TlsError::Setup { source: rustls::Error::General(e.to_string()) })?;
+    // Nothing dangerous: all that it does is done by the one inside.
     let mut config = builder(clock)?
-        .with_root_certificates(roots)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Witness { inner, verified }))
         .with_client_auth_cert(chain, key)
         .map_err(|source| TlsError::Identity { source })?;
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
@@ -150,6 +162,61 @@ pub fn downloads(roots: RootCertStore, clock: Arc<Clock>) -> Result<ClientConfig
     Ok(config)
 }
 
+/// Verifies as ever, and remembers that it did.
+#[derive(Debug)]
+struct Witness {
+    inner: Arc<WebPkiServerVerifier>,
+    verified: Arc<AtomicBool>,
+}
+
+impl Witness {
+    /// The server has the key of a certificate that was in order.
+    fn saw(&self, signature: &Result<HandshakeSignatureValid, rustls::Error>) {
+        if signature.is_ok() {
+            self.verified.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.inner.verify_server_cert(own, chain, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let valid = self.inner.verify_tls12_signature(message, certificate, signed);
+        self.saw(&valid);
+        valid
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let valid = self.inner.verify_tls13_signature(message, certificate, signed);
+        self.saw(&valid);
+        valid
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.inner.supported_verify_schemes()
+    }
+}
+
 fn builder(clock: Arc<Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>, TlsError> {
     let provider = Arc::new(crypto::provider());
     ClientConfig::builder_with_details(provider, clock)
@@ -160,10 +227,20 @@ fn builder(clock: Arc<Clock>) -> Result<ConfigBuilder<ClientConfig, WantsVerifie
 /// The TLS error behind `error`, however deep it lies, in clear words; `None` if TLS is not to blame.
 #[must_use]
 pub fn explain(error: &(dyn StdError + 'static), clock: &Clock) -> Option<String> {
+    behind(error).map(|tls| in_words(tls, clock.is_set()))
+}
+
+/// Whether the other side ended the handshake.
+#[must_use]
+pub fn is_alert(error: &(dyn StdError + 'static)) -> bool {
+    matches!(behind(error), Some(rustls::Error::AlertReceived(_)))
+}
+
+fn behind<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(e) = next {
         if let Some(tls) = e.downcast_ref::<rustls::Error>() {
-            return Some(in_words(tls, clock.is_set()));
+            return Some(tls);
         }
         // An io::Error hides what it wraps from source().
         let wrapped = e.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
@@ -325,7 +402,9 @@ mod tests {
         let (chain, key) = identity();
         let store = roots(chain.clone(), "test").unwrap();
         let clock = Clock::new(0);
-        let at = |port| mqtt(chain.clone(), key.clone_key(), store.clone(), port, clock.clone()).unwrap();
+        let at = |port| {
+            mqtt(chain.clone(), key.clone_key(), store.clone(), port, clock.clone(), Arc::default()).unwrap()
+        };
         assert_eq!(at(443).alpn_protocols, [b"x-amzn-mqtt-ca".to_vec()]);
         assert!(at(8883).alpn_protocols.is_empty());
         assert!(at(8883).client_auth_cert_resolver.has_certs());
@@ -338,7 +417,7 @@ mod tests {
     fn a_key_of_another_certificate_is_refused() {
         let ((chain, _), (_, other)) = (identity(), identity());
         let store = roots(chain.clone(), "test").unwrap();
-        let error = mqtt(chain, other, store, 8883, Clock::new(0)).unwrap_err();
+        let error = mqtt(chain, other, store, 8883, Clock::new(0), Arc::default()).unwrap_err();
         assert!(matches!(error, TlsError::Identity { .. }), "{error}");
     }
 

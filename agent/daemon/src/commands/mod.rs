@@ -13,7 +13,7 @@ mod show;
 use std::io::Write;
 
 use crate::cli::{Cli, Command, Config, Document, Fota};
-use crate::config::{Finding, Settings, Sources};
+use crate::config::{Feature as Switch, Finding, Settings, Sources};
 use crate::control::{FotaCall, FotaRequest, Request};
 use crate::exit::Exit;
 
@@ -68,6 +68,7 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
         }
         Command::Fota(fota) => fota_call(settings, fota),
         Command::Job(job) => job::job(settings, &job),
+        Command::Provision => provision(settings),
         Command::Run
         | Command::Config(_)
         | Command::AwsIotDeviceClient { .. }
@@ -103,6 +104,24 @@ fn fota_call(settings: &Settings, fota: Fota) -> Exit {
             };
             report(handle(settings, handling))
         }
+    }
+}
+
+/// A daemon does it beside its session; without one it is done here.
+fn provision(settings: &Settings) -> Exit {
+    let done = match (&settings.provisioning, ask::connect(settings)) {
+        (Switch::Off, _) => Err((Exit::Config, "no provisioning is configured: see [provisioning]".into())),
+        (Switch::Broken(finding), _) => Err((Exit::Config, finding.to_string())),
+        (Switch::On(_), Ok(Some(_))) => return tell(settings, Request::Provision),
+        (Switch::On(_), Ok(None)) => crate::features::provision(settings),
+        (Switch::On(_), Err(e)) => Err(e),
+    };
+    match done {
+        Ok(data) => {
+            let _ = writeln!(std::io::stdout(), "{data}");
+            Exit::Ok
+        }
+        Err((exit, why)) => complain(exit, &why),
     }
 }
 

@@ -8,9 +8,13 @@ use otandem_core::jobs::Identity;
 use otandem_core::jobs::intake::JobRules;
 use otandem_core::plan::Layout;
 use otandem_core::update::Then;
+use tokio::sync::oneshot;
 
 use crate::agent::{Link, OpenError, Parts, Service, open};
+use crate::cloud::channel::Ends;
 use crate::cloud::identity;
+use crate::cloud::tls::Clock;
+use crate::cloud::wallet::{Keeping, Wallet};
 use crate::config::{Feature as Switch, IfMissing, Settings, UpdateSettings};
 use crate::feature::Feature;
 use crate::feature::jobs::Others;
@@ -72,6 +76,10 @@ pub(super) fn parts(
     let cloud = settings.cloud.on().zip(settings.network.as_ref().ok());
     let me = cloud.and_then(|(cloud, _)| match identity::identity(cloud, settings) {
         Ok(me) => Some(me),
+        Err(why) if settings.provisioning.on().is_some() => {
+            tracing::info!("not provisioned yet: {why}");
+            None
+        }
         Err(why) => {
             tracing::error!("no cloud session: {why}");
             None
@@ -82,12 +90,23 @@ pub(super) fn parts(
     clock.raise(opened.machine.record().wall);
     let then = session.as_ref().map_or(Then::Reboot, |s| s.then);
     let rules = settings.updates.as_ref().ok().map(|u| job_rules(u, then, settings.cloud.on().is_some()));
-    let (mut features, mut link) = (Vec::<Box<dyn Feature>>::new(), None);
+    let (mut features, mut link, mut named) = (Vec::<Box<dyn Feature>>::new(), None, None);
     if session.as_ref().is_some_and(|session| session.beside == Beside::All) {
         // Also of a device without a cloud.
         features.extend(switched(&settings.commands, "commands", features::commands));
     }
+    let wallet = |cloud| Wallet::new(cloud, Arc::clone(&clock), Keeping::Preference);
+    if let (Some((cloud, _)), None, Some(SessionUse { beside: Beside::All, .. })) = (cloud, &me, &session) {
+        let wallet = wallet(cloud);
+        let (tell, told) = oneshot::channel();
+        if let Some(first) = provisioning(settings, None, wallet.clone(), Arc::clone(&clock), Some(tell)) {
+            features.push(first);
+            named = Some(told);
+            link = Some(Link { ends: Ends::nowhere(), leave_while_fetching: false, wallet });
+        }
+    }
     if let (Some((cloud, network)), Some(me), Some(session)) = (cloud, me, session) {
+        let wallet = wallet(cloud);
         let others = match session.others {
             OtherJobs::Refuse => Others::Refuse,
             OtherJobs::Callback(program) => Others::Callback(program.to_string_lossy().into_owned()),
@@ -99,12 +118,14 @@ pub(super) fn parts(
             features.extend(switched(&settings.subscribe, "subscriptions", features::subscribe));
             let shadows = |tables| features::shadows(tables, &me.thing, &settings.state_dir);
             features.extend(switched(&settings.services, "shadows", shadows));
+            let (wallet, clock) = (wallet.clone(), Arc::clone(&clock));
+            features.extend(provisioning(settings, Some(&me.thing), wallet, clock, None));
         }
         let topics = features.iter().flat_map(|f| f.topics()).collect();
-        let ends = features::connect(cloud.clone(), network.clone(), &me.thing, topics, clock);
-        link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching });
+        let ends = features::connect(cloud, network, &me.thing, topics, wallet.clone(), clock);
+        link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching, wallet });
     }
-    Ok(Parts { opened, features, link, service, rules })
+    Ok(Parts { opened, features, link, service, rules, named })
 }
 
 fn jobs(
@@ -132,6 +153,24 @@ fn switched<T: Clone>(
         Switch::On(settings) => make(settings.clone()),
         Switch::Broken(_) => {
             tracing::warn!("{name} are off");
+            None
+        }
+    }
+}
+
+/// `thing`: the device's name; who runs a device without one is told by `named` when it has got one.
+fn provisioning(
+    settings: &Settings,
+    thing: Option<&str>,
+    wallet: Wallet,
+    clock: Arc<Clock>,
+    named: Option<oneshot::Sender<()>>,
+) -> Option<Box<dyn Feature>> {
+    match &settings.provisioning {
+        Switch::Off => None,
+        Switch::On(_) => features::provisioning(settings, thing, wallet, clock, named),
+        Switch::Broken(_) => {
+            tracing::warn!("provisioning is off");
             None
         }
     }

@@ -51,34 +51,48 @@ pub(super) fn run(settings: &Settings, findings: &[Finding]) -> Exit {
 }
 
 async fn serve(settings: &Settings) -> Exit {
-    // From the first moment on it must not end the process.
-    let hangups = signal(SignalKind::hangup());
-    let attempt = || {
-        unlocked(settings)?;
-        parts(settings, Some(SessionUse::DAEMON), Service::from_env())
-    };
-    // A daemon that has the state answers there; a command that has it does not, and is soon done.
-    let is_daemon = || !matches!(ask::connect(settings), Ok(None));
-    let parts = match patiently(attempt, is_daemon).await {
-        Ok(parts) => parts,
-        Err(e) => return super::complain(Exit::TempFail, &e.to_string()),
-    };
-    let (calls, inbox) = mpsc::channel(CALLS);
-    match Server::bind(&settings.control.socket, &settings.control.group) {
-        Ok(server) => drop(tokio::spawn(server.run(calls.clone()))),
-        // Updates are worth more than the socket.
-        Err(e) => tracing::error!("no control socket: {e}"),
+    loop {
+        // From the first moment on it must not end the process.
+        let hangups = signal(SignalKind::hangup());
+        let attempt = || {
+            unlocked(settings)?;
+            parts(settings, Some(SessionUse::DAEMON), Service::from_env())
+        };
+        // A daemon that has the state answers there; a command that has it does not, and is soon done.
+        let is_daemon = || !matches!(ask::connect(settings), Ok(None));
+        let mut parts = match patiently(attempt, is_daemon).await {
+            Ok(parts) => parts,
+            Err(e) => return super::complain(Exit::TempFail, &e.to_string()),
+        };
+        let (calls, inbox) = mpsc::channel(CALLS);
+        let server = match Server::bind(&settings.control.socket, &settings.control.group) {
+            Ok(server) => Some(tokio::spawn(server.run(calls.clone()))),
+            // Updates are worth more than the socket.
+            Err(e) => {
+                tracing::error!("no control socket: {e}");
+                None
+            }
+        };
+        let (stop, named) = stop_signal(parts.named.take());
+        let mut agent = Agent::new(parts);
+        match hangups {
+            Ok(hangups) => drop(tokio::spawn(refetch_at(hangups, agent.teller()))),
+            Err(e) => tracing::warn!("SIGHUP ends the agent: {e}"),
+        }
+        let ended = agent.run(inbox, stop, Until::Stopped).await;
+        let named = named.await.unwrap_or(false);
+        tracing::info!("{} ({ended:?})", if named { "beginning anew with a name" } else { "stopping" });
+        agent.stop();
+        if !named {
+            return Exit::Ok;
+        }
+        drop(calls);
+        if let Some(server) = server {
+            server.abort();
+            // Its socket is free then.
+            let _ = server.await;
+        }
     }
-    let mut agent = Agent::new(parts);
-    match hangups {
-        Ok(hangups) => drop(tokio::spawn(refetch_at(hangups, agent.teller()))),
-        Err(e) => tracing::warn!("SIGHUP ends the agent: {e}"),
-    }
-    let ended = agent.run(inbox, stop_signal(), Until::Stopped).await;
-    tracing::info!("stopping ({ended:?})");
-    agent.stop();
-    drop(calls);
-    Exit::Ok
 }
 
 /// Tries again while a command has the state: one that began before the daemon had its socket acts by itself.
@@ -105,22 +119,33 @@ async fn refetch_at(mut hangups: Signal, teller: UnboundedSender<Done>) {
     }
 }
 
-/// Fires at SIGTERM or SIGINT.
-fn stop_signal() -> oneshot::Receiver<()> {
-    let (stop, stopped) = oneshot::channel();
+/// Fires at SIGTERM or SIGINT, or when this device has got a name; then says whether it was that.
+fn stop_signal(named: Option<oneshot::Receiver<()>>) -> (oneshot::Receiver<()>, oneshot::Receiver<bool>) {
+    let ((stop, stopped), (tell, which)) = (oneshot::channel(), oneshot::channel());
     tokio::spawn(async move {
         let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
         else {
             // Without handlers the signals end the process by themselves.
             return std::future::pending().await;
         };
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
+        let named = async {
+            let heard = match named {
+                Some(named) => named.await.is_ok(),
+                None => false,
+            };
+            if !heard {
+                std::future::pending().await
+            }
+        };
+        let named = tokio::select! {
+            _ = term.recv() => false,
+            _ = int.recv() => false,
+            () = named => true,
+        };
         let _ = stop.send(());
+        let _ = tell.send(named);
     });
-    stopped
+    (stopped, which)
 }
 
 /// `fota handle`: settles what is pending, takes the next job, ends when nothing is under way or a reset is due.
@@ -171,7 +196,7 @@ async fn once(settings: &Settings, session: SessionUse, force: bool) -> Asked {
     }
     let mut agent = Agent::new(parts);
     let (_calls, inbox) = mpsc::channel(1);
-    let ended = agent.run(inbox, stop_signal(), Until::Quiet).await;
+    let ended = agent.run(inbox, stop_signal(None).0, Until::Quiet).await;
     let message = match (&agent.machine().record().last, ended) {
         (_, Ended::Rebooting) => "rebooting".to_owned(),
         (_, Ended::ResetDue) => "a reset is due".to_owned(),

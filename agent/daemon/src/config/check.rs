@@ -32,7 +32,8 @@ impl Settings {
         let control = check.control(f.control, &run_dir);
         let network = check.network(&f.network);
         let network = check.first(Area::Network).map_or(Ok(network), Err);
-        let cloud = check.cloud(f.cloud);
+        let thing_file = Check::thing_file(&f.provisioning, &state_dir);
+        let cloud = check.cloud(f.cloud, thing_file);
         let cloud = match check.first(Area::Cloud) {
             Some(finding) => Feature::Broken(finding),
             None => cloud.map_or(Feature::Off, Feature::On),
@@ -48,6 +49,11 @@ impl Settings {
         let services = check.services(f.services, &messages);
         let messages = check.tables(Area::Messages, messages);
         let services = check.tables(Area::Services, services);
+        let provisioning = check.provisioning(f.provisioning, &cloud);
+        let provisioning = match check.first(Area::Provisioning) {
+            Some(finding) => Feature::Broken(finding),
+            None => provisioning.map_or(Feature::Off, Feature::On),
+        };
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
@@ -60,6 +66,7 @@ impl Settings {
             cloud,
             jobs,
             messages,
+            provisioning,
             services,
             subscribe,
             commands,
@@ -191,9 +198,10 @@ impl Check<'_> {
         }
     }
 
-    fn cloud(&mut self, f: fragments::Cloud) -> Option<CloudSettings> {
+    /// `thing_file`: where the name is that the device gets when it is provisioned.
+    fn cloud(&mut self, f: fragments::Cloud, thing_file: Option<PathBuf>) -> Option<CloudSettings> {
         // Not provisioned yet: the image may already carry the rest of the table.
-        let endpoint = f.endpoint.filter(|e| !e.is_empty())?;
+        let (endpoint, port) = self.endpoint(&f)?;
         let area = Area::Cloud;
         if endpoint.contains(['/', ' '])
             || (endpoint.contains(':') && endpoint.parse::<std::net::Ipv6Addr>().is_err())
@@ -214,6 +222,7 @@ impl Check<'_> {
             (None, Some(file)) => {
                 self.some_absolute("cloud.thing-name-file", Some(file), area).map(ThingName::File)
             }
+            (None, None) if thing_file.is_some() => thing_file.map(ThingName::File),
             _ => {
                 self.wrong("cloud.thing-name", "give exactly one of thing-name and thing-name-file", area);
                 None
@@ -236,7 +245,7 @@ impl Check<'_> {
             self.positive("cloud.connect-timeout", f.connect_timeout, Duration::from_secs(30), area);
         Some(CloudSettings {
             endpoint,
-            port: f.port.unwrap_or(8883),
+            port: port.unwrap_or(8883),
             thing: thing?,
             client_id: f.client_id.filter(|id| !id.is_empty()),
             keep_alive,

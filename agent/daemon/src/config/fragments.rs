@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Value;
 
+use super::provisioning::Parameter;
 use super::values::{Bytes, DayWindow, Span};
 use super::{Area, Finding, Kind};
 
@@ -210,6 +211,21 @@ table! {
         keep_failed: u32 = "keep-failed",
     }
 }
+table! {
+    /// `[provisioning]`
+    Provisioning {
+        claim_store: PathBuf = "claim-store",
+        template: String = "template",
+        parameters: BTreeMap<String, Parameter> = "parameters",
+        key: String = "key",
+        outfile: PathBuf = "outfile",
+        outformat: String = "outformat",
+        notify_command: String = "notify-command",
+        notify_timeout: Span = "notify-timeout",
+        renew_before: Span = "renew-before",
+        client_id: String = "client-id",
+    }
+}
 
 /// Where a slot is: a path, or a table that says more.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -298,6 +314,7 @@ pub struct Fragment {
     pub subscribe: BTreeMap<String, Subscribe>,
     pub commands: Commands,
     pub services: BTreeMap<String, Services>,
+    pub provisioning: Provisioning,
 }
 
 impl Fragment {
@@ -340,6 +357,7 @@ impl Fragment {
             "messages" => to.tables(&mut self.messages, name, Area::Messages, value),
             "subscribe" => to.tables(&mut self.subscribe, name, Area::Subscribe, value),
             "services" => to.tables(&mut self.services, name, Area::Services, value),
+            "provisioning" => to.table(&mut self.provisioning, name, Area::Provisioning, value),
             "slots" => match value {
                 Value::Table(sets) => {
                     for (set, value) in sets {
@@ -373,6 +391,7 @@ impl Fragment {
         self.log.merge(later.log);
         self.control.merge(later.control);
         self.jobs.merge(later.jobs);
+        self.provisioning.merge(later.provisioning);
         for (name, directory) in later.messages {
             self.messages.entry(name).or_default().merge(directory);
         }
@@ -419,6 +438,7 @@ pub(super) fn all_keys() -> Vec<String> {
         .chain(of::<Subscribe>("subscribe.alarm"))
         .chain(of::<Commands>("commands"))
         .chain(of::<Services>("services.device"))
+        .chain(of::<Provisioning>("provisioning"))
         .collect()
 }
 

@@ -10,6 +10,7 @@ mod check;
 pub mod device_client;
 pub mod fragments;
 mod messages;
+mod provisioning;
 mod services;
 pub mod settings;
 mod sources;
@@ -19,10 +20,12 @@ pub mod values;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use provisioning::Parameter;
 pub use settings::{
     BootKind, Bootloader, CloudSettings, CommandsSettings, ControlSettings, Credentials, Excess, Feature,
     IfMissing, JobsSettings, Limits, LogSettings, LogTarget, MessagesSettings, NetworkSettings,
-    ServicesSettings, Settings, SlotSet, SubscribeSettings, Target, ThingName, UpdateSettings,
+    ProvisioningSettings, ServicesSettings, Settings, SlotSet, SubscribeSettings, Target, ThingName,
+    UpdateSettings,
 };
 pub(crate) use sources::owned_by_us;
 pub use sources::{ConfigError, Sources};
@@ -51,6 +54,8 @@ pub enum Area {
     Commands,
     /// Shadows and their services, of all tables.
     Services,
+    /// Certificates of the device's own.
+    Provisioning,
 }
 
 impl fmt::Display for Area {
@@ -66,6 +71,7 @@ impl fmt::Display for Area {
             Self::Subscribe => "nothing is subscribed to",
             Self::Commands => "no commands are taken",
             Self::Services => "shadows are left alone",
+            Self::Provisioning => "no certificate is asked for",
         })
     }
 }

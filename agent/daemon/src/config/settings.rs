@@ -7,8 +7,11 @@ use std::time::Duration;
 pub use otandem_boot::detect::{Kind as BootKind, Places};
 use otandem_core::boot::SetId;
 use otandem_core::filter::Filter;
+use otandem_core::formats::Format;
 use otandem_core::jobs::document::OldSchema;
 use otandem_core::messages::{Order, Pace, Reserved};
+use otandem_core::provisioning::KeyOrigin;
+pub use otandem_core::provisioning::is_thing_name;
 use otandem_core::shadow::merge::EmptyList;
 use otandem_device::jobs::HandlerUser;
 use otandem_device::jobs::place::Rule;
@@ -16,6 +19,7 @@ use otandem_device::spool::Keep;
 use url::Url;
 
 use super::fragments::Fragment;
+use super::provisioning::Parameter;
 use super::values::Window;
 use super::{Finding, Kind};
 
@@ -46,6 +50,8 @@ pub struct Settings {
     pub commands: Feature<CommandsSettings>,
     /// Shadows, the files of their services, and directories with updates of them.
     pub services: Feature<Vec<ServicesSettings>>,
+    /// A certificate of its own, by a claim.
+    pub provisioning: Feature<ProvisioningSettings>,
     /// Proxy and timeouts; broken: nothing may go out, since going direct is not what was asked for.
     pub network: Result<NetworkSettings, Finding>,
     /// Where logs go.
@@ -181,7 +187,7 @@ impl UpdateSettings {
 /// Where the device's certificate and key are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
-    /// A directory that holds the certificate and its key.
+    /// A directory of certificates and their keys; see [`otandem_device::certstore`].
     Store(PathBuf),
     /// Two PEM files.
     Files {
@@ -340,6 +346,29 @@ pub struct ServicesSettings {
     pub keep: Keep,
 }
 
+/// How the device gets a certificate of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProvisioningSettings {
+    /// The store with the factory's certificate.
+    pub claim_store: PathBuf,
+    /// Name of the provisioning template.
+    pub template: String,
+    /// What the template is told of this device.
+    pub parameters: BTreeMap<String, Parameter>,
+    /// Where keys are made.
+    pub key: KeyOrigin,
+    /// Gets `{thing, configuration}` when the device was provisioned.
+    pub outfile: Option<(PathBuf, Format)>,
+    /// Runs then, for `/bin/sh -c`.
+    pub notify_command: Option<String>,
+    /// How long it may.
+    pub notify_timeout: Duration,
+    /// How long before the end of a certificate the next one is asked for; `None`: never.
+    pub renew_before: Option<Duration>,
+    /// Of the claim's session. `None`: the device's, with `-fp` behind it.
+    pub client_id: Option<String>,
+}
+
 /// The way out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSettings {
@@ -378,10 +407,4 @@ pub struct ControlSettings {
     pub socket: PathBuf,
     /// Members may give orders, as root may.
     pub group: String,
-}
-
-/// As the cloud allows it; anything else would change the meaning of a topic.
-#[must_use]
-pub fn is_thing_name(name: &str) -> bool {
-    (1..=128).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b":_-".contains(&b))
 }

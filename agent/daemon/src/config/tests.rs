@@ -444,3 +444,62 @@ fn a_table_of_services_does_what_it_names_and_one_that_names_nothing_is_off() {
     assert_eq!(tables[1].shadow.as_deref(), Some("net"));
     assert_eq!(load("[services.later]\nthing='x'\n").0.services, Feature::Off);
 }
+
+const CLAIM: &str = "[provisioning]\nclaim-store='/claim'\ntemplate='gateways'\n";
+
+#[test]
+fn a_device_that_will_be_provisioned_needs_no_name_and_finds_its_broker_in_the_store() {
+    let dir = tree(&[("certs/endpoint.txt", "e.example:443\n")]);
+    let store = dir.path().join("certs").display().to_string();
+    let (settings, findings) = load(&format!("[cloud]\ncert-store='{store}'\n{CLAIM}"));
+    assert!(findings.iter().all(|f| f.key.starts_with("slots")), "{findings:?}");
+    let cloud = settings.cloud.on().unwrap();
+    assert_eq!((cloud.endpoint.as_str(), cloud.port), ("e.example", 443));
+    assert_eq!(cloud.thing, ThingName::File("/var/lib/otandem/thing-name".into()));
+    let own = settings.provisioning.on().unwrap();
+    assert_eq!((own.template.as_str(), own.renew_before, &own.outfile), ("gateways", None, &None));
+    let said = format!("[cloud]\nendpoint='own'\nport=8884\nthing-name='t'\ncert-store='{store}'\n");
+    let (settings, _) = load(&said);
+    let cloud = settings.cloud.on().unwrap();
+    assert_eq!((cloud.endpoint.as_str(), cloud.port), ("own", 8884), "what is configured goes before");
+    assert_eq!(settings.provisioning, Feature::Off);
+    fs::write(dir.path().join("certs/endpoint.txt"), "no host").unwrap();
+    assert!(matches!(load(&format!("[cloud]\ncert-store='{store}'\n")).0.cloud, Feature::Broken(_)));
+}
+
+#[test]
+fn parameters_are_texts_or_files_and_a_mistake_costs_provisioning_alone() {
+    let store = "[cloud]\nendpoint='e'\nthing-name='t'\ncert-store='/s'\n";
+    let (settings, findings) = load(&format!(
+        "{SLOTS}{store}{CLAIM}parameters={{a='x',b=7,c=true,d={{file='/sn'}}}}\noutfile='/o'\noutformat='SHELL'\n\
+         renew-before='30d'\nkey='cloud'\n"
+    ));
+    assert_eq!(findings, []);
+    let own = settings.provisioning.on().unwrap();
+    let text = |text: &str| Parameter::Text(text.into());
+    let all = [("a", text("x")), ("b", text("7")), ("c", text("true")), ("d", Parameter::File("/sn".into()))];
+    assert!(own.parameters.iter().map(|(k, v)| (k.as_str(), v.clone())).eq(all));
+    assert_eq!(own.outfile, Some(("/o".into(), otandem_core::formats::Format::Shell)));
+    assert_eq!(own.renew_before, Some(Duration::from_secs(30 * 86_400)));
+    for (keys, told) in [
+        ("parameters={a={file='sn'}}", "absolute"),
+        ("parameters={a=['x']}", "expected a text"),
+        ("parameters={a={fil='/x'}}", "expected a text"),
+        ("key='tpm'", "device or cloud"),
+        ("outfile='o'", "absolute"),
+        ("outformat='yaml'", "yaml"),
+        ("notify-timeout='0s'", "more than zero"),
+    ] {
+        let (settings, findings) = load(&format!("{SLOTS}{store}{CLAIM}{keys}\n"));
+        let Feature::Broken(finding) = settings.provisioning else { panic!("{keys}") };
+        assert!(finding.to_string().contains(told), "{keys}: {finding}");
+        assert!(settings.updates.is_ok() && settings.cloud.on().is_some(), "{findings:?}");
+    }
+    for template in ["", "a/b", "a+b", "#"] {
+        let claim = format!("[provisioning]\nclaim-store='/c'\ntemplate='{template}'\n");
+        assert!(matches!(load(&format!("{store}{claim}")).0.provisioning, Feature::Broken(_)), "{template}");
+    }
+    let files = load(&format!("{CLOUD}{CLAIM}")).0.provisioning;
+    let Feature::Broken(finding) = files else { panic!("{files:?}") };
+    assert!(finding.to_string().contains("cert-store"), "{finding}");
+}

@@ -53,6 +53,8 @@ pub enum Request {
     },
     /// Reboot.
     Reboot,
+    /// Ask for a new certificate.
+    Provision,
     /// One of the FOTA calls.
     Fota(FotaRequest),
 }

@@ -53,6 +53,15 @@ fn identity(name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>
     (vec![cert.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
 }
 
+fn shows(
+    (chain, key): (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>),
+    roots: rustls::RootCertStore,
+    port: u16,
+    clock: &Arc<Clock>,
+) -> Arc<rustls::ClientConfig> {
+    tls::mqtt(chain, key, roots, port, Arc::clone(clock), Arc::default()).unwrap()
+}
+
 impl Broker {
     /// The last rule is for all further connections.
     async fn start(rules: Vec<Rule>) -> Self {
@@ -89,12 +98,13 @@ impl Broker {
         });
         let clock = Clock::new(0);
         let config = SessionConfig {
+            name: "session",
             host: "127.0.0.1".into(),
             port,
             client_id: "gateway-1".into(),
             keep_alive: Duration::from_secs(240),
             connect_timeout: Duration::from_secs(20),
-            tls: tls::mqtt(client.0, client.1, server_roots.clone(), port, Arc::clone(&clock)).unwrap(),
+            wallet: Wallet::ready(shows(client, server_roots.clone(), port, &clock)),
             clock,
             proxy: None,
             publish_rate: 0,
@@ -338,7 +348,7 @@ async fn a_refused_device_certificate_and_an_untrusted_broker_are_told_apart() {
     // The right roots, but a certificate that this broker does not know.
     let (chain, key) = identity("stranger");
     let mut config = one.config.clone();
-    config.tls = tls::mqtt(chain, key, one.roots.clone(), config.port, Arc::clone(&config.clock)).unwrap();
+    config.wallet = Wallet::ready(shows((chain, key), one.roots.clone(), config.port, &config.clock));
     let reason = Feature::start(config, &["a"]).down().await;
     assert!(reason.contains("refused the device's certificate"), "{reason}");
 
