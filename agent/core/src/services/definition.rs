@@ -400,7 +400,7 @@ mod tests {
     fn a_module_with_a_function_says_what_it_needs() {
         let text = b"module.exports = {\n  key: 'foo',\n  validate: (cfg) => cfg,\n}";
         let error = read("foo.js", text, no_toml).unwrap_err().to_string();
-        assert!(error.starts_with("line 3: ") && error.contains("js-services"), "{error}");
+        assert!(error.starts_with("line 3: ") && error.contains("otandem-js"), "{error}");
         assert!(matches!(read("foo.yaml", b"", no_toml), Err(DefinitionError::Name(_))));
         assert!(matches!(read("foo.json", b"{", no_toml), Err(DefinitionError::Format(_))));
         assert!(read("foo.js", &vec![b' '; formats::MAX_TEXT + 1], no_toml).is_err());

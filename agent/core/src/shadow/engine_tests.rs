@@ -451,3 +451,6 @@ fn a_shadow_that_is_full_refuses_what_makes_it_larger() {
 
 #[path = "engine_property.rs"]
 mod property;
+
+#[path = "engine_validate.rs"]
+mod validate;

@@ -8,7 +8,9 @@ mod held;
 pub mod merge;
 mod name;
 mod requests;
+mod validator;
 
 pub use document::MAX_DOCUMENT;
 pub use engine::{Action, Shadow, Standing};
 pub use name::{Answer, Name};
+pub use validator::Validate;
