@@ -24,13 +24,20 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The whole command line, the program's name first, if that name is the AWS IoT Device Client's.
+    /// The whole command line, the program's name first, if that name is the one of a client that we stand in for.
     #[must_use]
     pub fn named_as_another(args: &[OsString]) -> Option<Self> {
         let (name, args) = args.split_first()?;
-        let other = Path::new(name).file_name()? == crate::config::device_client::NAME;
-        let command = Command::AwsIotDeviceClient { args: args.to_vec() };
-        other.then_some(Self { config: None, state_dir: None, command })
+        let name = Path::new(name).file_name()?;
+        let args = args.to_vec();
+        let command = if name == crate::config::device_client::NAME {
+            Command::AwsIotDeviceClient { args }
+        } else if name == crate::config::chariotd::NAME {
+            Command::Chariotd { args }
+        } else {
+            return None;
+        };
+        Some(Self { config: None, state_dir: None, command })
     }
 }
 
@@ -72,6 +79,13 @@ pub enum Command {
     AwsIotDeviceClient {
         /// Its flags
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG VALUE")]
+        args: Vec<OsString>,
+    },
+    /// Run the agent with the command line of chariotd; --help lists its options
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Chariotd {
+        /// Its options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         args: Vec<OsString>,
     },
     /// Print completions for a shell
@@ -434,6 +448,10 @@ mod tests {
         }
         let cli = parse("otandem --state-dir /s aws-iot-device-client --cert c").unwrap();
         assert_eq!(cli.state_dir, Some("/s".into()));
+        let all = Command::Chariotd { args: words("--clientid=x --help") };
+        assert_eq!(command("otandem chariotd --clientid=x --help"), all);
+        let linked = Cli::named_as_another(&words("/usr/bin/chariotd --clientid=x --help"));
+        assert_eq!(linked.unwrap().command, all);
     }
 
     #[test]

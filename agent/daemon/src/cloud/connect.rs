@@ -60,6 +60,7 @@ pub fn start(
             proxy: network.proxy,
             publish_rate: cloud.publish_rate,
             in_flight: cloud.in_flight,
+            last_will: cloud.last_will,
             retry_first: RETRY.0,
             retry_most: RETRY.1,
         };

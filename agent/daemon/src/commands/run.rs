@@ -15,6 +15,7 @@ use crate::agent::{Agent, Ended, OpenError, Service, Until, unlocked};
 use crate::config::{Finding, Settings};
 use crate::control::{FotaCall, FotaRequest, Request, Server};
 use crate::exit::Exit;
+use crate::feature::supervised::Supervised;
 
 /// Requests that wait for the loop.
 const CALLS: usize = 8;
@@ -38,27 +39,40 @@ pub struct Handling {
     pub job_callback: Option<PathBuf>,
 }
 
+/// Who starts the daemon again when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restarted {
+    /// Nobody needs to: it tries for ever.
+    Never,
+    /// A supervisor: it ends with [`Exit::Attention`] where it cannot connect.
+    BySupervisor,
+}
+
 /// The daemon.
-pub(super) fn run(settings: &Settings, findings: &[Finding]) -> Exit {
+pub(super) fn run(settings: &Settings, findings: &[Finding], restarted: Restarted) -> Exit {
     crate::log::init(&settings.log);
     findings.iter().for_each(|finding| tracing::warn!("configuration: {finding}"));
     match runtime() {
-        Ok(runtime) => runtime.block_on(serve(settings)),
+        Ok(runtime) => runtime.block_on(serve(settings, restarted)),
         Err(e) => super::complain(Exit::System, &e.to_string()),
     }
 }
 
-async fn serve(settings: &Settings) -> Exit {
+async fn serve(settings: &Settings, restarted: Restarted) -> Exit {
     let attempt = || {
         unlocked(settings)?;
         parts(settings, Some(SessionUse::DAEMON), Service::from_env())
     };
     // A daemon that has the state answers there; a command that has it does not, and is soon done.
     let is_daemon = || !matches!(ask::connect(settings), Ok(None));
-    let parts = match patiently(attempt, is_daemon).await {
+    let mut parts = match patiently(attempt, is_daemon).await {
         Ok(parts) => parts,
         Err(e) => return super::complain(Exit::TempFail, &e.to_string()),
     };
+    let (give_up, gave_up) = oneshot::channel();
+    if restarted == Restarted::BySupervisor {
+        parts.features.push(Box::new(Supervised::new(give_up)));
+    }
     let (calls, inbox) = mpsc::channel(CALLS);
     match Server::bind(&settings.control.socket, &settings.control.group) {
         Ok(server) => drop(tokio::spawn(server.run(calls.clone()))),
@@ -66,11 +80,28 @@ async fn serve(settings: &Settings) -> Exit {
         Err(e) => tracing::error!("no control socket: {e}"),
     }
     let mut agent = Agent::new(parts);
-    let ended = agent.run(inbox, stop_signal(), Until::Stopped).await;
+    let (stop, mut exit) = first(stop_signal(), gave_up);
+    let ended = agent.run(inbox, stop, Until::Stopped).await;
     tracing::info!("stopping ({ended:?})");
     agent.stop();
     drop(calls);
-    Exit::Ok
+    exit.try_recv().unwrap_or(Exit::Ok)
+}
+
+/// Fires when the first of these does, and says how the process ends then.
+fn first(
+    told: oneshot::Receiver<()>,
+    gave_up: oneshot::Receiver<()>,
+) -> (oneshot::Receiver<()>, oneshot::Receiver<Exit>) {
+    let ((stop, stopped), (tell, exit)) = (oneshot::channel(), oneshot::channel());
+    tokio::spawn(async move {
+        let how = tokio::select! {
+            _ = told => Exit::Ok,
+            Ok(()) = gave_up => Exit::Attention,
+        };
+        let _ = (tell.send(how), stop.send(()));
+    });
+    (stopped, exit)
 }
 
 /// Tries again while a command has the state: one that began before the daemon had its socket acts by itself.

@@ -4,6 +4,7 @@
 
 pub mod jobs;
 pub mod messages;
+pub mod supervised;
 
 use otandem_core::machine::{Event, Machine, Now};
 use otandem_core::time::Boottime;
