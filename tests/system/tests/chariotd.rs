@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -11,7 +12,7 @@ use otandem_lab::policy::{Action, Policy};
 use otandem_lab::{Direction, Lab, LabConfig};
 use otandem_system_tests::world::LIMIT;
 use otandem_system_tests::{CloudSide, binary};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// The thing whose certificate the device has; the broker knows a session by it.
@@ -36,7 +37,10 @@ impl Fleet {
         let cloud = CloudSide { lab, thing: DEVICE.into(), limit: LIMIT };
         let fleet = Self { cloud, root, agent: None };
         fleet.certificate("95b9");
-        fleet.write("/var/chariotd/certs/endpoint.txt", &format!("localhost:{}\n", fleet.cloud.lab.mqtt_port()));
+        fleet.write(
+            "/var/chariotd/certs/endpoint.txt",
+            &format!("localhost:{}\n", fleet.cloud.lab.mqtt_port()),
+        );
         // No test may be in the directories of a device.
         let run = fleet.path("/run").display().to_string();
         fleet.write("/ours.toml", &format!("[update]\nrun-dir = {run:?}\n"));
@@ -76,7 +80,10 @@ impl Fleet {
 
     fn command(&self, program: &Path, line: &str) -> Command {
         let mut command = Command::new(program);
-        command.args(self.here(line).split_whitespace()).env_remove("NOTIFY_SOCKET").current_dir(self.root.path());
+        command
+            .args(self.here(line).split_whitespace())
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir(self.root.path());
         command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
         command
     }
@@ -85,7 +92,10 @@ impl Fleet {
     fn otandem(&self, line: &str) -> Command {
         let mut command = Command::new(binary::otandem().unwrap());
         command.arg("--config").arg(self.path("/ours.toml")).arg("--state-dir").arg(self.path("/state"));
-        command.args(self.here(line).split_whitespace()).env_remove("NOTIFY_SOCKET").current_dir(self.root.path());
+        command
+            .args(self.here(line).split_whitespace())
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir(self.root.path());
         command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
         command
     }
@@ -108,9 +118,16 @@ impl Fleet {
         assert!(status.success(), "{line}");
     }
 
-    fn wait_file(&self, path: &str) {
-        let path = self.path(path);
-        self.cloud.wait_lab(&path.display().to_string(), |_| path.exists().then_some(()));
+    /// Waits until the status of the agent is so; asking it is what takes the time.
+    fn wait_status(&self, what: &str, seen: impl Fn(&Value) -> bool) {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let (_, text) = self.ends("status --json");
+            if serde_json::from_str(&text).is_ok_and(|status| seen(&status)) {
+                return;
+            }
+            assert!(Instant::now() < end, "{what}: {text}");
+        }
     }
 
     /// The code with which the agent ends at this signal, and its log.
@@ -149,8 +166,7 @@ fn posting_to_topics_as_documented() {
     let mut fleet = Fleet::new();
     fs::create_dir_all(fleet.path("/var/chariotd/mqtt")).unwrap();
     fleet.up(&format!("chariotd {NEEDED} --messages=/var/chariotd/mqtt"));
-    fleet.wait_file("/var/chariotd/mqtt/tmp");
-    fleet.wait_file("/var/chariotd/mqtt/new");
+    fleet.wait_status("the directory", |status| status["messages"]["mqtt"]["waiting"] == 0);
     let message = r#"'{ "topic": "mytopic/foo", "payload": { "key": "value", "key2": 2 } }'"#;
     fleet.shell(&format!("echo {message} > /var/chariotd/mqtt/tmp/foomsg"));
     fleet.shell("mv /var/chariotd/mqtt/tmp/foomsg /var/chariotd/mqtt/new/");
@@ -158,8 +174,8 @@ fn posting_to_topics_as_documented() {
         lab.messages(Direction::In, "mytopic/foo").next().map(otandem_lab::Entry::json)
     });
     assert_eq!(got, json!({"key": "value", "key2": 2}));
-    let gone = fleet.path("/var/chariotd/mqtt/new/foomsg");
-    fleet.cloud.wait_lab("the file to leave new/", |_| (!gone.exists()).then_some(()));
+    fleet.wait_status("the file to leave new/", |status| status["messages"]["mqtt"]["sent"] == 1);
+    assert!(!fleet.path("/var/chariotd/mqtt/new/foomsg").exists());
     assert_eq!(fleet.preferred(), "95b9");
     fleet.cloud.assert_kept_the_rules();
     let (code, log) = fleet.end(Signal::SIGTERM);
