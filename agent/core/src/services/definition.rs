@@ -43,6 +43,8 @@ pub struct Definition {
     pub timeout: Duration,
     /// Keys that mean nothing here; they are ignored, as chariotd does, and worth a warning.
     pub unknown: Vec<String>,
+    /// The text of a module whose `validate` settings must pass; never from a key.
+    pub validate: Option<String>,
 }
 
 /// A file of settings.
@@ -151,6 +153,7 @@ pub fn from_value(value: &Value) -> Result<Definition, DefinitionError> {
         timeout: timeout(&mut keys)?,
         outfile,
         unknown: keys.unknown(),
+        validate: None,
     };
     let plain = definition.outfile.as_ref().is_some_and(|file| file.format == Format::Plaintext);
     if plain && definition.outkeys.is_some() {
@@ -299,6 +302,7 @@ mod tests {
             initialnotify: false,
             timeout: DEFAULT_TIMEOUT,
             unknown: vec![],
+            validate: None,
         };
         assert_eq!(from_value(&least()), Ok(definition.clone()));
         for (name, text) in [

@@ -71,8 +71,8 @@ impl Engine {
         Self { program, stop }
     }
 
-    /// The service that the file `name` with the contents `text` defines, and what validates its settings, if it does.
-    /// A module that is one literal is read, and any other is run. Blocks until the program has answered.
+    /// The service that the file `name` with the contents `text` defines. A module that is one literal is read, and any
+    /// other is run. Blocks until the program has answered.
     ///
     /// # Errors
     /// See [`ModuleError`].
@@ -81,10 +81,10 @@ impl Engine {
         name: &str,
         text: &[u8],
         read_toml: ReadToml,
-    ) -> Result<(Definition, Option<Validate>), ModuleError> {
+    ) -> Result<Definition, ModuleError> {
         let why = match definition::read(name, text, read_toml) {
             Err(DefinitionError::Literal(why)) => why,
-            read => return Ok((read?, None)),
+            read => return Ok(read?),
         };
         // It has been read as text.
         let module = String::from_utf8_lossy(text).into_owned();
@@ -94,18 +94,21 @@ impl Engine {
             }
             answer => answer?,
         };
-        let definition = definition::from_value(&self.part(&mut answer, "definition")?)?;
+        let mut definition = definition::from_value(&self.part(&mut answer, "definition")?)?;
         let validates = answer.get("validate") == Some(&Value::Bool(true));
-        Ok((definition, validates.then(|| self.clone().validator(module))))
+        definition.validate = validates.then_some(module);
+        Ok(definition)
     }
 
-    /// `validate` of this module, in a process of its own each time.
-    fn validator(self, module: String) -> Validate {
+    /// `validate` of this module ([`Definition::validate`]), in a process of its own each time.
+    #[must_use]
+    pub fn validator(&self, module: &str) -> Validate {
+        let (engine, module) = (self.clone(), module.to_owned());
         Box::new(move |config| {
             let mut call = Map::new();
             call.extend(config.map(|config| ("config".to_owned(), config.clone())));
-            let answer = self.ask(&json!({ "module": &module, "call": call }));
-            let made = answer.and_then(|mut answer| self.part(&mut answer, "config"));
+            let answer = engine.ask(&json!({ "module": &module, "call": call }));
+            let made = answer.and_then(|mut answer| engine.part(&mut answer, "config"));
             made.map(|made| Some(made).filter(|made| !made.is_null())).map_err(|e| e.to_string())
         })
     }
@@ -176,7 +179,7 @@ mod tests {
         Engine { program, stop: Stop::new().unwrap() }
     }
 
-    fn read(engine: &Engine, text: &str) -> Result<(Definition, Option<Validate>), String> {
+    fn read(engine: &Engine, text: &str) -> Result<Definition, String> {
         engine.definition("foo.js", text.as_bytes(), no_toml).map_err(|e| e.to_string())
     }
 
@@ -191,8 +194,8 @@ mod tests {
     #[test]
     fn a_literal_needs_no_engine_and_anything_else_says_what_to_install() {
         let engine = Engine { program: "/nonexistent/otandem-js".into(), stop: Stop::new().unwrap() };
-        let (definition, validator) = read(&engine, &format!("module.exports = {}", least())).unwrap();
-        assert!(definition.key == "foo" && validator.is_none());
+        let definition = read(&engine, &format!("module.exports = {}", least())).unwrap();
+        assert!(definition.key == "foo" && definition.validate.is_none());
         let why = read(&engine, "\nconst x = 1").err().unwrap();
         assert!(why.contains("line 2") && why.contains("install the package otandem-js"), "{why}");
         assert!(
@@ -206,9 +209,11 @@ mod tests {
         let request =
             || serde_json::from_slice::<Value>(&fs::read(dir.path().join("request")).unwrap()).unwrap();
         let defines = answers(&json!({"definition": least(), "validate": true}));
-        let (definition, validator) = read(&engine(&dir, &defines), COMPUTED).unwrap();
+        let program = engine(&dir, &defines);
+        let definition = read(&program, COMPUTED).unwrap();
         assert_eq!((definition.key.as_str(), request()), ("foo", json!({ "module": COMPUTED })));
-        let mut validate = validator.unwrap();
+        assert_eq!(definition.validate.as_deref(), Some(COMPUTED));
+        let mut validate = program.validator(COMPUTED);
         engine(&dir, &answers(&json!({"config": {"a": 1}})));
         assert_eq!(validate(Some(&json!({"b": 2}))), Ok(Some(json!({"a": 1}))));
         assert_eq!(request(), json!({ "module": COMPUTED, "call": {"config": {"b": 2}} }));
@@ -218,7 +223,7 @@ mod tests {
         engine(&dir, &answers(&json!({"error": "line 3: no"})));
         assert_eq!(validate(None), Err("line 3: no".into()));
         let defines = answers(&json!({"definition": least(), "validate": false}));
-        assert!(read(&engine(&dir, &defines), COMPUTED).unwrap().1.is_none());
+        assert_eq!(read(&engine(&dir, &defines), COMPUTED).unwrap().validate, None);
         let incomplete = answers(&json!({"definition": {"key": "foo"}, "validate": false}));
         assert!(read(&engine(&dir, &incomplete), COMPUTED).err().unwrap().contains("outfile is missing"));
     }
