@@ -29,8 +29,7 @@ pub mod cloud {
     #[cfg(feature = "session")]
     pub mod connect;
     mod crypto;
-    #[cfg(feature = "session")]
-    mod dial;
+    pub(crate) mod dial;
     pub mod identity;
     #[cfg(feature = "session")]
     pub mod session;

@@ -1,10 +1,11 @@
 //! A fleet that comes from the AWS IoT Device Client: its files, its handlers, its command line, its jobs.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -195,16 +196,24 @@ fn the_imported_configuration_runs_the_same_jobs() {
     fleet.finish();
 }
 
+/// Makes a FIFO; hears when somebody writes to it.
+fn opened(path: PathBuf) -> mpsc::Receiver<std::io::Result<File>> {
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let (tell, hear) = mpsc::channel();
+    std::thread::spawn(move || tell.send(File::open(path)));
+    hear
+}
+
 #[test]
 fn a_job_that_another_client_left_in_its_middle_is_run_from_its_beginning() {
     let mut fleet = Fleet::new();
     fs::write(fleet.path("hang"), "").unwrap();
+    let began = opened(fleet.path("began"));
     // The client tells the cloud nothing of a step.
     fleet.cloud.lab.fault(Rule::always(MqttFault::Reject(Operation::Update, Code::RequestThrottled)));
     fleet.client(&[]);
     fleet.cloud.job("left", &samples()[1]);
-    let began = fleet.path("began");
-    fleet.cloud.wait_lab("the step", |_| began.exists().then_some(()));
+    began.recv_timeout(LIMIT).expect("the step begins").unwrap();
     fleet.cloud.wait_status("left", Status::InProgress);
     fleet.kill();
     fleet.cloud.lab.clear_faults();

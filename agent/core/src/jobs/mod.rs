@@ -195,6 +195,15 @@ impl Desk {
         self.want(Ask::StartNext, now)
     }
 
+    /// Another execution seems to have the name of `old`, which was deleted then: an answer to whether the one lives may be
+    /// about the other, so it does not count any more, and start-next tells which one there is.
+    pub fn replaced(&mut self, old: &JobKey, now: Boottime) -> Vec<Output> {
+        let about = |ask: &Ask| matches!(ask, Ask::Alive { key, .. } if key == old);
+        self.pending.retain(|p| !about(&p.ask));
+        self.wanted.retain(|ask| !about(ask));
+        self.ask_next(now)
+    }
+
     /// Ask whether the job lives, and for its document with fresh URLs.
     pub fn ask_alive(&mut self, key: JobKey, details: Details, now: Boottime) -> Vec<Output> {
         self.want(Ask::Alive { key, details }, now)

@@ -268,6 +268,20 @@ fn a_report_without_answer_for_an_ended_job_does_not_hold_up_the_next_job() {
 }
 
 #[test]
+fn after_a_deletion_an_answer_about_another_job_of_the_same_name_does_not_count() {
+    let mut d = desk();
+    d.up([].iter(), at(0));
+    let alive = one(&d.ask_alive(key("j"), Details::new(), at(0)));
+    let next = one(&d.replaced(&key("j"), at(1)));
+    assert!(next.0.ends_with("start-next"), "{next:?}");
+    let late = answer(&mut d, &alive, true, json!({"jobDocument": {"operation": "fota"}}), 2);
+    assert_eq!(late, vec![]);
+    let execution = json!({"jobId": "j", "queuedAt": 9, "executionNumber": 1, "jobDocument": {}});
+    let out = answer(&mut d, &next, true, json!({ "execution": execution }), 3);
+    assert!(matches!(&out[..], [Output::Accepted, Output::Job(e)] if e.key.queued_at == 9), "{out:?}");
+}
+
+#[test]
 fn hostile_payloads_cost_one_warning() {
     let mut d = desk();
     d.up([].iter(), at(0));

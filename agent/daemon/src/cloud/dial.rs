@@ -1,4 +1,4 @@
-//! The TCP connection under the MQTT session: straight, or through an HTTP proxy by CONNECT.
+//! TCP connections, for the MQTT session and for downloads: straight, or through an HTTP proxy by CONNECT.
 
 use std::io;
 use std::time::Duration;
@@ -17,25 +17,52 @@ const DEFAULT_PROXY_PORT: u16 = 80;
 ///
 /// # Errors
 /// No address can be reached, or the proxy refuses; the text says which and what to check, without the password.
-pub(super) async fn dial(
+pub(crate) async fn dial(
     host: &str,
     port: u16,
     proxy: Option<&Url>,
     limit: Duration,
 ) -> io::Result<TcpStream> {
     let Some(proxy) = proxy else { return connect(host, port, limit).await };
-    let proxy_host = match proxy.host() {
-        Some(Host::Domain(name)) => name.to_owned(),
-        Some(Host::Ipv4(ip)) => ip.to_string(),
-        Some(Host::Ipv6(ip)) => ip.to_string(),
-        None => return Err(io::Error::other("network.proxy names no host")),
-    };
-    let proxy_port = proxy.port().unwrap_or(DEFAULT_PROXY_PORT);
-    // Of another kind than what the broker does: a proxy that hangs up says nothing about certificate and policy.
-    let of_proxy = |e: io::Error| io::Error::other(format!("proxy {proxy_host}:{proxy_port}: {e}"));
-    let mut stream = connect(&proxy_host, proxy_port, limit).await.map_err(of_proxy)?;
-    tunnel(&mut stream, host, port, proxy).await.map_err(of_proxy)?;
+    let mut stream = to_proxy(proxy, limit).await?;
+    tunnel(&mut stream, host, port, proxy).await.map_err(|e| of_proxy(proxy, &e))?;
     Ok(stream)
+}
+
+/// Connects to the proxy itself, which is asked for http URLs without a tunnel.
+///
+/// # Errors
+/// As [`dial`].
+pub(crate) async fn to_proxy(proxy: &Url, limit: Duration) -> io::Result<TcpStream> {
+    let Some(host) = host(proxy) else { return Err(io::Error::other("network.proxy names no host")) };
+    let port = proxy.port().unwrap_or(DEFAULT_PROXY_PORT);
+    connect(&host, port, limit).await.map_err(|e| of_proxy(proxy, &e))
+}
+
+/// Of another kind than what the broker does: a proxy that hangs up says nothing about certificate and policy.
+fn of_proxy(proxy: &Url, error: &io::Error) -> io::Error {
+    let port = proxy.port().unwrap_or(DEFAULT_PROXY_PORT);
+    io::Error::other(format!("proxy {}:{port}: {error}", host(proxy).unwrap_or_default()))
+}
+
+/// The host of a URL as a resolver takes it.
+pub(crate) fn host(url: &Url) -> Option<String> {
+    Some(match url.host()? {
+        Host::Domain(name) => name.to_owned(),
+        Host::Ipv4(ip) => ip.to_string(),
+        Host::Ipv6(ip) => ip.to_string(),
+    })
+}
+
+/// What a header says of the user and password in a URL.
+pub(crate) fn login(url: &Url) -> Option<String> {
+    if url.username().is_empty() && url.password().is_none() {
+        return None;
+    }
+    let mut login = percent_decoded(url.username());
+    login.push(b':');
+    login.extend(percent_decoded(url.password().unwrap_or_default()));
+    Some(format!("Basic {}", STANDARD.encode(login)))
 }
 
 async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream> {
@@ -62,11 +89,8 @@ async fn connect(host: &str, port: u16, limit: Duration) -> io::Result<TcpStream
 async fn tunnel(stream: &mut TcpStream, host: &str, port: u16, proxy: &Url) -> io::Result<()> {
     let target = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
-    if !proxy.username().is_empty() {
-        let mut login = percent_decoded(proxy.username());
-        login.push(b':');
-        login.extend(percent_decoded(proxy.password().unwrap_or_default()));
-        request += &format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(login));
+    if let Some(login) = login(proxy) {
+        request += &format!("Proxy-Authorization: {login}\r\n");
     }
     request += "\r\n";
     stream.write_all(request.as_bytes()).await?;

@@ -218,7 +218,17 @@ impl Jobs {
 
     /// A hint to ask: for the next job, or whether ours was ended.
     fn hint(&mut self, context: &mut Context<'_>, next: Option<&JobKey>) {
+        let renamed = |ours: &JobKey| {
+            next.is_some_and(|next| {
+                next != ours && (&next.job, next.execution) == (&ours.job, ours.execution)
+            })
+        };
         match Self::open_job(context.machine) {
+            _ if context.leaving => {}
+            Some(ours) if renamed(&ours) && Self::before_reboot(context.machine) => {
+                let out = self.desk.replaced(&ours, context.now.boot);
+                self.take(context, out);
+            }
             Some(ours) if next != Some(&ours) && Self::before_reboot(context.machine) => self.ask(context),
             Some(_) => {}
             None if next.is_some() => self.ask(context),

@@ -7,6 +7,7 @@
 //! at every 100 ms, also while nothing arrives.
 
 mod answer;
+mod client;
 #[cfg(test)]
 mod tests;
 
@@ -16,20 +17,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use hyper::header::{self, HeaderName};
 use otandem_core::image::source_for_log;
 use otandem_device::install::{ByteStream, FetchError};
-use reqwest::header::{self, HeaderMap, HeaderName};
-use reqwest::redirect;
 use tokio::runtime::{self, Runtime};
 use url::Url;
 
 use crate::backoff::Backoff;
 use crate::cloud::tls::{self, Clock};
 use answer::{Answer, Object, Verdict, judge};
+use client::{Client, GetError, Response};
 
 /// How often the stop flag is looked at.
 const STOP_POLL: Duration = Duration::from_millis(100);
-const MAX_REDIRECTS: usize = 5;
 /// Fresh URLs in a row that gave no new byte.
 const MAX_RENEWALS: u32 = 3;
 
@@ -74,7 +74,7 @@ pub struct HttpSource {
 }
 
 struct Shared {
-    client: reqwest::Client,
+    client: Client,
     config: HttpConfig,
     stop: Arc<AtomicBool>,
     renew: Mutex<Renew>,
@@ -110,23 +110,7 @@ impl HttpSource {
     pub fn new(config: HttpConfig, stop: Arc<AtomicBool>, renew: Renew) -> Result<Self, FetchError> {
         let broken =
             |what: String| FetchError::Failed { reason: format!("downloads cannot be set up: {what}") };
-        let mut builder = reqwest::Client::builder()
-            .tls_backend_preconfigured(config.tls.clone())
-            .http1_only()
-            .redirect(redirect::Policy::custom(follow))
-            .referer(false)
-            .connect_timeout(config.connect_timeout)
-            .read_timeout(config.read_timeout)
-            // A connection that waits for a request outlives the download it was for.
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("otandem/", env!("CARGO_PKG_VERSION")))
-            .no_proxy();
-        if let Some(url) = &config.proxy {
-            let proxy = reqwest::Proxy::all(url.as_str())
-                .map_err(|_| broken("network.proxy is not usable".into()))?;
-            builder = builder.proxy(proxy);
-        }
-        let client = builder.build().map_err(|e| broken(tls::chain(&e.without_url())))?;
+        let client = Client::new(&config);
         let runtime =
             runtime::Builder::new_current_thread().enable_all().build().map_err(|e| broken(e.to_string()))?;
         let shared = Shared { client, config, stop, renew: Mutex::new(renew), runtime: Some(runtime) };
@@ -183,7 +167,7 @@ impl std::fmt::Debug for HttpStream {
 }
 
 struct Body {
-    response: reqwest::Response,
+    response: Response,
     /// Bytes to leave out first.
     skip: u64,
     /// Bytes to come after them, if known.
@@ -265,12 +249,11 @@ impl HttpStream {
     /// Requests the bytes from here on until there is a body, or the end, or no hope.
     fn connect(&mut self) -> Result<(), FetchError> {
         loop {
-            let request = self.request();
-            let response = match self.shared.until_stopped(async { request.send().await })? {
+            let headers = self.headers();
+            let response = match self.shared.until_stopped(self.shared.client.get(&self.url, &headers))? {
                 Ok(response) => response,
-                Err(e) if e.is_redirect() || e.is_builder() => {
-                    let reason = tls::chain(&e.without_url());
-                    return Err(self.shared.gave_up(&self.url, &reason));
+                Err(GetError::Final(why)) => {
+                    return Err(self.shared.gave_up(&self.url, &why.to_string()));
                 }
                 Err(e) => {
                     let reason = self.shared.in_words(e);
@@ -304,17 +287,15 @@ impl HttpStream {
         }
     }
 
-    fn request(&self) -> reqwest::RequestBuilder {
-        let mut request =
-            self.shared.client.get(self.url.clone()).header(header::ACCEPT_ENCODING, "identity");
+    fn headers(&self) -> Vec<(HeaderName, String)> {
+        let mut headers = vec![(header::ACCEPT_ENCODING, "identity".to_owned())];
         if self.position > 0 {
-            request = request.header(header::RANGE, format!("bytes={}-", self.position));
+            headers.push((header::RANGE, format!("bytes={}-", self.position)));
             // If-Match, not If-Range: many servers ignore the latter. A weak tag never matches by definition.
-            if let Some(etag) = self.object.etag.as_deref().filter(|e| !e.starts_with("W/")) {
-                request = request.header(header::IF_MATCH, etag);
-            }
+            let tag = self.object.etag.clone().filter(|tag| !tag.starts_with("W/"));
+            headers.extend(tag.map(|tag| (header::IF_MATCH, tag)));
         }
-        request
+        headers
     }
 
     fn renew(&mut self, reason: &str) -> Result<(), FetchError> {
@@ -378,9 +359,13 @@ impl Shared {
         })
     }
 
-    fn in_words(&self, error: reqwest::Error) -> String {
-        let error = error.without_url();
-        tls::explain(&error, &self.config.clock).unwrap_or_else(|| tls::chain(&error))
+    fn in_words(&self, error: GetError) -> String {
+        match error {
+            GetError::Final(why) => why.to_string(),
+            GetError::Passing(why) => {
+                tls::explain(&*why, &self.config.clock).unwrap_or_else(|| tls::chain(&*why))
+            }
+        }
     }
 
     fn gave_up(&self, url: &Url, reason: &str) -> FetchError {
@@ -407,40 +392,16 @@ fn checked(text: &str) -> Result<Url, FetchError> {
     Ok(url)
 }
 
-fn read_head(response: &reqwest::Response) -> Answer {
-    fn text(headers: &HeaderMap, name: &HeaderName) -> Option<String> {
-        headers.get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
-    }
-    let headers = response.headers();
+fn read_head(response: &Response) -> Answer {
+    let text = |name: HeaderName| response.headers.get(name)?.to_str().ok().map(str::to_owned);
     Answer {
-        status: response.status().as_u16(),
-        length: response.content_length(),
-        content_range: text(headers, &header::CONTENT_RANGE),
-        etag: text(headers, &header::ETAG),
-        modified: text(headers, &header::LAST_MODIFIED),
-        retry_after: text(headers, &header::RETRY_AFTER),
+        status: response.status.as_u16(),
+        length: response.length(),
+        content_range: text(header::CONTENT_RANGE),
+        etag: text(header::ETAG),
+        modified: text(header::LAST_MODIFIED),
+        retry_after: text(header::RETRY_AFTER),
     }
-}
-
-/// A redirect that is not followed.
-#[derive(Debug, thiserror::Error)]
-enum Redirect {
-    #[error("more than {MAX_REDIRECTS} redirects")]
-    TooMany,
-    #[error("the server redirects from https to {0}, which would be unprotected")]
-    Downgrade(String),
-}
-
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
-    if attempt.previous().len() > MAX_REDIRECTS {
-        return attempt.error(Redirect::TooMany);
-    }
-    let secure = attempt.previous().last().is_some_and(|u| u.scheme() == "https");
-    if secure && attempt.url().scheme() != "https" {
-        let scheme = attempt.url().scheme().to_owned();
-        return attempt.error(Redirect::Downgrade(scheme));
-    }
-    attempt.follow()
 }
 
 impl ByteStream for HttpStream {

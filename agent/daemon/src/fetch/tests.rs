@@ -448,6 +448,32 @@ fn redirects_are_followed_five_times_and_no_further() {
     assert_eq!(server.seen().len(), 6);
 }
 
+#[test]
+fn a_redirect_to_what_is_no_web_server_is_refused() {
+    let server = Server::start(b"", vec![status("302 Found\r\nLocation: file:///etc/shadow")]);
+    let error = fetch(&mut source(), &server.url("/i")).unwrap_err();
+    assert!(error.to_string().contains("neither http nor https"), "{error}");
+}
+
+#[test]
+fn a_server_gets_the_login_of_the_url_and_is_asked_by_its_name() {
+    let listener = TcpListener::bind(("::1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 4096];
+        let n = stream.read(&mut head).unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello").unwrap();
+        String::from_utf8_lossy(&head[..n]).into_owned()
+    });
+    let url = format!("http://me:pass%20word@[::1]:{port}/i?a=%20b#part");
+    assert_eq!(fetch(&mut source(), &url).unwrap(), b"hello");
+    let head = server.join().unwrap().to_ascii_lowercase();
+    assert!(head.starts_with("get /i?a=%20b http/1.1\r\n"), "{head}");
+    assert!(head.contains(&format!("\r\nhost: [::1]:{port}\r\n")), "{head}");
+    assert!(head.contains("\r\nauthorization: basic bwu6cgfzcyb3b3jk\r\n"), "{head}");
+}
+
 fn tls_server(object: &[u8], script: Vec<Act>) -> (Server, rustls::RootCertStore) {
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
