@@ -24,21 +24,28 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// The whole command line, the program's name first, if that name is the AWS IoT Device Client's.
+    /// The whole command line, the program's name first, if that name is the one of a client that we stand in for.
     #[must_use]
     pub fn named_as_another(args: &[OsString]) -> Option<Self> {
         let (name, args) = args.split_first()?;
-        let other = Path::new(name).file_name()? == crate::config::device_client::NAME;
-        let command = Command::AwsIotDeviceClient { args: args.to_vec() };
-        other.then_some(Self { config: None, state_dir: None, command })
+        let name = Path::new(name).file_name()?;
+        let args = args.to_vec();
+        let command = if name == crate::config::device_client::NAME {
+            Command::AwsIotDeviceClient { args }
+        } else if name == crate::config::chariotd::NAME {
+            Command::Chariotd { args }
+        } else {
+            return None;
+        };
+        Some(Self { config: None, state_dir: None, command })
     }
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check) or the job failed (job run), 10 a reset is due (fota handle), \
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 needs attention (status --check), the job failed (job run) or it is to be started again (chariotd), 10 a reset is due (fota handle), \
 64 wrong usage, 65 wrong input, 66 input cannot be read, 69 nobody answers, 70 defect, 71 system, \
 73 cannot write, 74 I/O, 75 not now, 76 protocol, 77 not allowed, 78 configuration.";
 
-/// The commands. All but `run` in its two forms, `job`, `convert`, `service`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
+/// The commands. All but `run` in its three forms, `job`, `convert`, `service`, `config`, `completions` and `man` ask a running daemon, and act by themselves when
 /// none runs.
 #[derive(Debug, Clone, PartialEq, Subcommand)]
 pub enum Command {
@@ -77,6 +84,13 @@ pub enum Command {
     AwsIotDeviceClient {
         /// Its flags
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FLAG VALUE")]
+        args: Vec<OsString>,
+    },
+    /// Run the agent with the command line of chariotd; --help lists its options
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Chariotd {
+        /// Its options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         args: Vec<OsString>,
     },
     /// Print completions for a shell
@@ -346,152 +360,5 @@ fn write_commands(command: &clap::Command, out: &mut dyn std::io::Write) -> std:
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use clap::CommandFactory;
-
-    fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(line.split_whitespace())
-    }
-
-    fn command(line: &str) -> Command {
-        parse(line).unwrap_or_else(|e| panic!("{line}: {e}")).command
-    }
-
-    #[test]
-    fn the_definitions_are_consistent() {
-        Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn global_options_go_before_and_after_the_command() {
-        for line in ["otandem --config x --state-dir /s status", "otandem status --config x --state-dir /s"] {
-            let cli = parse(line).unwrap();
-            assert_eq!((cli.config, cli.state_dir), (Some("x".into()), Some("/s".into())));
-        }
-    }
-
-    #[test]
-    fn sets_and_digests_are_checked_on_the_command_line() {
-        let hash = "ab".repeat(32);
-        let Command::Install(i) =
-            command(&format!("otandem install /img --set B --sha256 {hash} --slot rootfs --reboot"))
-        else {
-            panic!()
-        };
-        assert_eq!((i.set, i.reboot, i.slot.as_deref()), (Some(SetId::B), true, Some("rootfs")));
-        assert_eq!(i.sha256.unwrap().to_string(), hash);
-        for bad in [
-            "otandem install",
-            "otandem install x --set C",
-            "otandem install x --sha256 ab",
-            &format!("otandem install x --no-digest --sha256 {hash}"),
-            "otandem mark fine",
-            "otandem mark good third",
-            "otandem frobnicate",
-            "otandem",
-        ] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn mark_means_the_booted_set_unless_told() {
-        let marked = |line| match command(line) {
-            Command::Mark(m) => (m.verdict, m.target),
-            other => panic!("{other:?}"),
-        };
-        assert_eq!(marked("otandem mark good"), (Verdict::Good, Target::Booted));
-        assert_eq!(marked("otandem mark bad other"), (Verdict::Bad, Target::Other));
-        assert_eq!(marked("otandem mark active B"), (Verdict::Active, Target::Set(SetId::B)));
-    }
-
-    #[test]
-    fn fota_handle_keeps_the_usual_defaults() {
-        let handled = |line| match command(line) {
-            Command::Fota(Fota::Handle(h)) => h,
-            other => panic!("{other:?}"),
-        };
-        let h = handled("otandem fota handle");
-        assert_eq!((h.force, h.disconnect_mqtt, h.auto_reset), (false, true, true));
-        assert_eq!((h.document.document, h.job_callback), (None, None));
-        let h = handled(
-            "otandem fota handle - --force --disconnect-mqtt false --auto-reset false --job-callback /bin/x",
-        );
-        assert_eq!((h.force, h.disconnect_mqtt, h.auto_reset), (true, false, false));
-        assert_eq!(h.document.document, Some("-".into()));
-        assert_eq!(h.job_callback, Some("/bin/x".into()));
-        assert!(parse("otandem fota handle --auto-reset maybe").is_err());
-    }
-
-    #[test]
-    fn everything_behind_the_other_clients_name_is_its_own() {
-        let words = |line: &str| line.split_whitespace().map(OsString::from).collect::<Vec<_>>();
-        let flags = "--endpoint e --config-file f --enable-jobs true";
-        let all = Command::AwsIotDeviceClient { args: words(flags) };
-        assert_eq!(command(&format!("otandem aws-iot-device-client {flags}")), all);
-        let linked = |name: &str| Cli::named_as_another(&words(&format!("{name} {flags}")));
-        assert_eq!(linked("/sbin/aws-iot-device-client").unwrap().command, all);
-        assert_eq!(linked("/usr/bin/otandem"), None);
-        for flag in ["--help", "--version", "-x"] {
-            let own = Command::AwsIotDeviceClient { args: words(flag) };
-            assert_eq!(command(&format!("otandem aws-iot-device-client {flag}")), own);
-        }
-        let cli = parse("otandem --state-dir /s aws-iot-device-client --cert c").unwrap();
-        assert_eq!(cli.state_dir, Some("/s".into()));
-    }
-
-    #[test]
-    fn convert_takes_formats_in_any_case() {
-        let Command::Convert(c) = command("otandem convert --from json --to SHELL --array-style indexed")
-        else {
-            panic!()
-        };
-        assert_eq!((c.from, c.to, c.array_style), (Format::Json, Format::Shell, ArrayStyle::Indexed));
-        for bad in
-            ["--from json", "--to json", "--from yaml --to json", "--from json --to shell --array-style x"]
-        {
-            assert!(parse(&format!("otandem convert {bad}")).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn completions_and_manual_name_every_command() {
-        let mut text = Vec::new();
-        manual(&mut text).unwrap();
-        for shell in Shell::value_variants() {
-            let mut out = Vec::new();
-            completions(*shell, &mut out);
-            let out = String::from_utf8(out).unwrap();
-            assert!(out.contains("rollback"), "{shell:?}");
-        }
-        let text = String::from_utf8(text).unwrap();
-        for name in ["rollback", "no\\-digest", "auto\\-reset", "Exit codes"] {
-            assert!(text.contains(name), "{name}");
-        }
-    }
-
-    #[test]
-    fn the_exit_codes_in_the_help_are_those_of_the_program() {
-        use crate::exit::Exit;
-        for exit in [
-            Exit::Ok,
-            Exit::Attention,
-            Exit::ResetDue,
-            Exit::Usage,
-            Exit::Data,
-            Exit::NoInput,
-            Exit::Unavailable,
-            Exit::Software,
-            Exit::System,
-            Exit::CannotCreate,
-            Exit::Io,
-            Exit::TempFail,
-            Exit::Protocol,
-            Exit::NoPermission,
-            Exit::Config,
-        ] {
-            assert!(EXIT_CODES.contains(&format!(" {} ", exit.code())), "{exit:?}");
-        }
-    }
-}
+#[path = "cli_tests.rs"]
+mod tests;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 pub enum Exit {
     /// Done as asked (0).
     Ok = 0,
-    /// `status --check`: something needs attention; `job run`: the job failed (1).
+    /// `status --check`: something needs attention; `job run`: the job failed; `chariotd`: to be started again (1).
     Attention = 1,
     /// `fota handle`: a reset is due and was not done (10).
     ResetDue = 10,

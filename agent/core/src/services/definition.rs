@@ -44,6 +44,8 @@ pub struct Definition {
     pub timeout: Duration,
     /// Keys that mean nothing here; they are ignored, as chariotd does, and worth a warning.
     pub unknown: Vec<String>,
+    /// The text of a module whose `validate` settings must pass; never from a key.
+    pub validate: Option<String>,
 }
 
 /// A file of settings.
@@ -152,6 +154,7 @@ pub fn from_value(value: &Value) -> Result<Definition, DefinitionError> {
         timeout: timeout(&mut keys)?,
         outfile,
         unknown: keys.unknown(),
+        validate: None,
     };
     let plain = definition.outfile.as_ref().is_some_and(|file| file.format == Format::Plaintext);
     if plain && definition.outkeys.is_some() {
@@ -297,6 +300,7 @@ mod tests {
             initialnotify: false,
             timeout: DEFAULT_TIMEOUT,
             unknown: vec![],
+            validate: None,
         };
         assert_eq!(from_value(&least()), Ok(definition.clone()));
         for (name, text) in [
@@ -398,7 +402,7 @@ mod tests {
     fn a_module_with_a_function_says_what_it_needs() {
         let text = b"module.exports = {\n  key: 'foo',\n  validate: (cfg) => cfg,\n}";
         let error = read("foo.js", text, no_toml).unwrap_err().to_string();
-        assert!(error.starts_with("line 3: ") && error.contains("js-services"), "{error}");
+        assert!(error.starts_with("line 3: ") && error.contains("otandem-js"), "{error}");
         assert!(matches!(read("foo.yaml", b"", no_toml), Err(DefinitionError::Name(_))));
         assert!(matches!(read("foo.json", b"{", no_toml), Err(DefinitionError::Format(_))));
         assert!(read("foo.js", &vec![b' '; formats::MAX_TEXT + 1], no_toml).is_err());

@@ -2,13 +2,16 @@
 //!
 //! Service definitions of chariotd are CommonJS modules, and nearly all of them are one object literal. That much is read
 //! without an engine: comments, `'use strict'`, strings in single or double quotes, keys with and without quotes,
-//! numbers, booleans, null, undefined, lists, objects, trailing commas. Whatever computes something is refused.
+//! numbers, booleans, null, undefined, lists, objects, trailing commas. Whatever computes something is refused; the
+//! program `otandem-js`, where it is installed, runs that.
 
 use serde_json::{Map, Number, Value};
 
 /// A module that is more than a literal, or broken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {what}; a definition that is more than literals needs the js-services feature")]
+#[error(
+    "line {line}: {what}; a definition that is more than literals needs the program otandem-js on the device"
+)]
 pub struct LiteralError {
     /// From 1.
     pub line: usize,
@@ -402,7 +405,7 @@ mod tests {
         ] {
             let error = parse(text).unwrap_err();
             assert_eq!(error.line, line, "{text}: {error}");
-            assert!(error.to_string().contains("js-services"), "{error}");
+            assert!(error.to_string().contains("otandem-js"), "{error}");
         }
         assert!(exported(&format!("{{a:{}{}}}", "[".repeat(100_000), "]".repeat(100_000))).is_err());
     }

@@ -101,12 +101,12 @@ impl Shadow {
             }
             let change = held.change(Some(&part), None, self.empty, self.read_toml);
             let change = change.map_err(|e| format!("{key:?}: {e}"))?;
-            writes.extend(change.map(|change| (at, change)));
             if !held.is_ephemeral()
-                && let Some(rest) = held.beside_file(&part)
+                && let Some(rest) = held.beside_file(&part, change.as_ref())
             {
                 beside.insert(key, rest);
             }
+            writes.extend(change.map(|change| (at, change)));
         }
         Ok(Making::Writing { writes, beside })
     }

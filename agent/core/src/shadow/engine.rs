@@ -15,6 +15,7 @@ use super::document::{Halves, MAX_DOCUMENT, as_patch};
 use super::held::{Change, Held};
 use super::merge::EmptyList;
 use super::name::{Answer, Name};
+use super::validator::{Validate, Validator};
 use crate::formats::{self, ReadToml};
 use crate::services::definition::{Definition, OWN_KEY};
 use crate::time::Boottime;
@@ -189,6 +190,14 @@ impl Shadow {
         self.services.get(service).map(|held| &held.definition)
     }
 
+    /// From now on the settings of `service` are what `validate` makes of them; what it refuses is not applied. To be said
+    /// before anything else is told to the shadow.
+    pub fn set_validator(&mut self, service: usize, validate: Validate) {
+        if let Some(held) = self.services.get_mut(service) {
+            held.validator = Some(Validator::new(validate));
+        }
+    }
+
     /// Its services.
     pub fn definitions(&self) -> impl Iterator<Item = &Definition> {
         self.services.iter().map(|held| &held.definition)
@@ -238,7 +247,10 @@ impl Shadow {
         self.flight = None;
         (self.document, self.seen, self.wants_get) = (None, 0, up);
         (self.single, self.making) = (false, Making::No);
-        self.services.iter_mut().for_each(|held| held.untold = None);
+        for held in &mut self.services {
+            held.untold = None;
+            held.validator.iter_mut().for_each(Validator::forget);
+        }
         self.due = now;
         self.advance(now);
     }
@@ -365,15 +377,14 @@ impl Shadow {
         };
         let held = &mut self.services[at];
         let reported = self.document.as_ref().and_then(|document| document.reported.get(key));
-        let change = held.change(Some(&update), reported, self.empty, self.read_toml);
-        let change = change.map_err(|e| e.to_string())?;
+        let change = held.change(Some(&update), reported, self.empty, self.read_toml)?;
         if held.is_ephemeral() {
             // Passed on, and that is all.
             self.actions.extend(change.filter(|change| change.notify).map(|_| Action::Notify(at)));
             self.actions.push_back(Action::Leave(file, Ok(())));
             return Ok(());
         }
-        let patch = held.beside_file(&patch);
+        let patch = held.beside_file(&patch, change.as_ref());
         let update = self.makes_default.then_some(update);
         self.locals.push_back(Local { file, key: key.to_owned(), service: Some(at), update, patch });
         if let Some(change) = change {
@@ -428,8 +439,14 @@ impl Shadow {
             let change =
                 if is_new { held.change(desired, reported, self.empty, self.read_toml) } else { Ok(None) };
             held.passed_on = desired.is_some();
-            held.applied = desired.cloned();
-            if greet || change.is_ok_and(|change| change.is_some_and(|change| change.notify)) {
+            held.refused = change.as_ref().err().cloned();
+            held.applied = desired.filter(|_| change.is_ok()).cloned();
+            let change = change.ok().flatten();
+            let notify = change.as_ref().is_some_and(|change| change.notify);
+            if let Some(change) = change {
+                held.typed = change.value;
+            }
+            if greet || notify {
                 self.actions.push_back(Action::Notify(at));
             }
             return false;
@@ -438,7 +455,7 @@ impl Shadow {
         held.applied = None;
         held.refused = None;
         match change {
-            Err(why) => held.refused = desired.map(|_| why.to_string()),
+            Err(why) => held.refused = desired.map(|_| why),
             Ok(change) => {
                 held.applied = desired.cloned();
                 if let Some(mut change) = change {

@@ -461,3 +461,6 @@ mod property;
 
 #[path = "default_tests.rs"]
 mod default;
+
+#[path = "engine_validate.rs"]
+mod validate;

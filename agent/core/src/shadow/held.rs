@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::Halves;
 use super::merge::{EmptyList, changed, difference, merge, restrict};
+use super::validator::Validator;
 use crate::formats::{self, Format, FormatError, ReadToml};
 use crate::services::definition::{Definition, OWN_KEY, Outfile};
 
@@ -17,7 +18,7 @@ pub(super) struct Held {
     /// The file as it was last seen or written; `None`: there is none that can be read.
     text: Option<Vec<u8>>,
     /// What was written last: the text alone does not tell types.
-    typed: Option<Value>,
+    pub(super) typed: Option<Value>,
     /// Of what is desired, what was applied.
     pub(super) applied: Option<Value>,
     /// Why what is desired is not applied.
@@ -28,6 +29,7 @@ pub(super) struct Held {
     pub(super) greeted: bool,
     /// Of ephemeral data: what is desired now was notified of.
     pub(super) passed_on: bool,
+    pub(super) validator: Option<Validator>,
 }
 
 /// A file to be written.
@@ -50,6 +52,7 @@ impl Held {
             untold: None,
             greeted: false,
             passed_on: false,
+            validator: None,
         }
     }
 
@@ -94,24 +97,29 @@ impl Held {
         reported: Option<&Value>,
         empty: EmptyList,
         read_toml: ReadToml,
-    ) -> Result<Option<Change>, FormatError> {
+    ) -> Result<Option<Change>, String> {
         let held = self.value(reported, empty, read_toml);
         let Some(file) = self.file().cloned() else {
+            let passed = update.and_then(|update| merge(None, update, empty));
+            let value = if update.is_some() { self.validated(passed)? } else { None };
             let notify = update.is_some_and(|update| match &self.definition.notifykeys {
                 None => true,
                 Some(keys) => {
                     update.as_object().is_none_or(|members| keys.iter().any(|k| members.contains_key(k)))
                 }
             });
-            return Ok(Some(Change { text: None, value: None, notify }));
+            return Ok(Some(Change { text: None, value, notify }));
         };
         let base = held.clone().or_else(|| self.limited(reported));
         let merged = match update {
             Some(update) => merge(base, update, empty),
             None => base,
         };
+        // What the file holds has been validated, or is no longer ours to judge.
+        let asks = update.is_some() || held.is_none();
+        let merged = if asks { self.validated(merged)? } else { merged };
         let value = self.limited(merged.as_ref());
-        let text = print(&file, value.as_ref())?;
+        let text = print(&file, value.as_ref()).map_err(|e| e.to_string())?;
         if self.text.as_ref() == Some(&text) {
             self.typed = value;
             return Ok(None);
@@ -125,6 +133,11 @@ impl Held {
         Ok(Some(Change { text: Some(text), value, notify }))
     }
 
+    /// What the service makes of these settings.
+    fn validated(&mut self, config: Option<Value>) -> Result<Option<Value>, String> {
+        self.validator.as_mut().map_or_else(|| Ok(config.clone()), |validator| validator.ask(config.as_ref()))
+    }
+
     pub(super) fn written(&mut self, change: &Change) {
         if let Some(text) = &change.text {
             self.text = Some(text.clone());
@@ -133,9 +146,10 @@ impl Held {
     }
 
     /// What of an update file is reported as it is, since no file holds it.
-    pub(super) fn beside_file(&self, patch: &Value) -> Option<Value> {
+    pub(super) fn beside_file(&self, patch: &Value, change: Option<&Change>) -> Option<Value> {
         if self.file().is_none() {
-            return Some(patch.clone());
+            let made = change.filter(|_| self.validator.is_some());
+            return Some(made.map_or_else(|| patch.clone(), |made| made.value.clone().unwrap_or_default()));
         }
         let keys = self.definition.outkeys.as_ref()?;
         let members = patch.as_object()?.iter().filter(|(key, _)| !keys.contains(key));
@@ -171,7 +185,11 @@ impl Held {
             return None;
         }
         if self.file().is_none() {
-            let after = merge(told.cloned(), self.applied.as_ref()?, empty);
+            let applied = self.applied.as_ref()?;
+            // Of what was validated, the outcome is what holds.
+            let passed =
+                if self.validator.is_some() { self.typed.as_ref().unwrap_or(&Value::Null) } else { applied };
+            let after = merge(told.cloned(), passed, empty);
             return difference(told, after.as_ref());
         }
         // Without a file nothing is known, and nothing is taken back.

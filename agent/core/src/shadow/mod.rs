@@ -9,7 +9,9 @@ mod held;
 pub mod merge;
 mod name;
 mod requests;
+mod validator;
 
 pub use document::MAX_DOCUMENT;
 pub use engine::{Action, Shadow, Standing};
 pub use name::{Answer, Name, is_shadow_name};
+pub use validator::Validate;

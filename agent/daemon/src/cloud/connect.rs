@@ -40,6 +40,7 @@ pub fn start(
         proxy: network.proxy.clone(),
         publish_rate: cloud.publish_rate,
         in_flight: cloud.in_flight,
+        last_will: cloud.last_will.clone(),
         retry_first: RETRY.0,
         retry_most: RETRY.1,
     };

@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::{
-    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, MqttOptions, NetworkOptions, Outgoing,
-    Packet, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
+    AsyncClient, ConnectReturnCode, ConnectionError, Event, EventLoop, LastWill, MqttOptions, NetworkOptions,
+    Outgoing, Packet, QoS, StateError, SubscribeReasonCode, TlsConfiguration, Transport,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -73,6 +73,8 @@ pub struct SessionConfig {
     pub publish_rate: u32,
     /// Publishes that wait for their acknowledgement; 0 = no limit.
     pub in_flight: u16,
+    /// What the broker publishes when the session breaks: topic and payload.
+    pub last_will: Option<(String, String)>,
     /// Ceiling of the first wait after a failure; doubles with each further one.
     pub retry_first: Duration,
     /// Ceiling of all waits.
@@ -252,6 +254,9 @@ impl Session {
             .set_max_packet_size(MAX_PAYLOAD + PACKET_OVERHEAD, MAX_PAYLOAD + PACKET_OVERHEAD)
             .set_max_request_batch(BATCH)
             .set_inflight(if c.in_flight == 0 { u16::MAX } else { c.in_flight });
+        if let Some((topic, payload)) = &c.last_will {
+            options.set_last_will(LastWill::new(topic, payload.as_str(), QoS::AtLeastOnce, false));
+        }
         let (host, port, proxy, limit) = (c.host.clone(), c.port, c.proxy.clone(), c.connect_timeout);
         options.set_socket_connector(move |_, _| {
             let (host, proxy) = (host.clone(), proxy.clone());

@@ -95,7 +95,7 @@ pub(super) fn run(sources: Sources, args: &[OsString]) -> Exit {
         ..sources
     };
     match settings(&sources, line) {
-        Ok((settings, findings)) => daemon::run(&settings, &findings),
+        Ok((settings, findings)) => daemon::run(&settings, &findings, daemon::Restarted::Never),
         Err((exit, why)) => complain(exit, &why),
     }
 }

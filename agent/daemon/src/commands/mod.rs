@@ -1,6 +1,7 @@
 //! What each command does. `run` is the daemon; everything else asks it, or acts by itself when none runs.
 
 mod ask;
+mod chariotd;
 mod convert;
 mod device_client;
 mod input;
@@ -36,6 +37,7 @@ pub fn execute(cli: Cli) -> Exit {
         },
         Command::Config(Config::Import(import)) => device_client::import(&import),
         Command::AwsIotDeviceClient { args } => device_client::run(sources, &args),
+        Command::Chariotd { args } => chariotd::run(sources, &args),
         Command::Convert(convert) => match convert::convert(&convert) {
             Ok(()) => Exit::Ok,
             Err((exit, why)) => complain(exit, &why),
@@ -51,7 +53,7 @@ pub fn execute(cli: Cli) -> Exit {
 fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) -> Exit {
     match command {
         Command::Config(Config::Check) => return config_check(findings),
-        Command::Run => return run::run(settings, findings),
+        Command::Run => return run::run(settings, findings, run::Restarted::Never),
         _ => crate::log::init(&settings.log),
     }
     match command {
@@ -72,6 +74,7 @@ fn with_settings(command: Command, settings: &Settings, findings: &[Finding]) ->
         Command::Run
         | Command::Config(_)
         | Command::AwsIotDeviceClient { .. }
+        | Command::Chariotd { .. }
         | Command::Convert(_)
         | Command::Service(_)
         | Command::Completions { .. }

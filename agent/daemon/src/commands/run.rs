@@ -17,6 +17,7 @@ use crate::config::{Finding, Settings};
 use crate::control::{FotaCall, FotaRequest, Request, Server};
 use crate::exit::Exit;
 use crate::feature::Done;
+use crate::feature::supervised::Supervised;
 
 /// Requests that wait for the loop.
 const CALLS: usize = 8;
@@ -40,17 +41,26 @@ pub struct Handling {
     pub job_callback: Option<PathBuf>,
 }
 
+/// Who starts the daemon again when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Restarted {
+    /// Nobody needs to: it tries for ever.
+    Never,
+    /// A supervisor: it ends with [`Exit::Attention`] where it cannot connect.
+    BySupervisor,
+}
+
 /// The daemon.
-pub(super) fn run(settings: &Settings, findings: &[Finding]) -> Exit {
+pub(super) fn run(settings: &Settings, findings: &[Finding], restarted: Restarted) -> Exit {
     crate::log::init(&settings.log);
     findings.iter().for_each(|finding| tracing::warn!("configuration: {finding}"));
     match runtime() {
-        Ok(runtime) => runtime.block_on(serve(settings)),
+        Ok(runtime) => runtime.block_on(serve(settings, restarted)),
         Err(e) => super::complain(Exit::System, &e.to_string()),
     }
 }
 
-async fn serve(settings: &Settings) -> Exit {
+async fn serve(settings: &Settings, restarted: Restarted) -> Exit {
     loop {
         // From the first moment on it must not end the process.
         let hangups = signal(SignalKind::hangup());
@@ -73,18 +83,27 @@ async fn serve(settings: &Settings) -> Exit {
                 None
             }
         };
-        let (stop, named) = stop_signal(parts.named.take());
+        let mut causes = Causes { named: parts.named.take(), gave_up: None };
+        if restarted == Restarted::BySupervisor {
+            let (give_up, gave_up) = oneshot::channel();
+            parts.features.push(Box::new(Supervised::new(give_up)));
+            causes.gave_up = Some(gave_up);
+        }
+        let (stop, cause) = stop_signal(causes);
         let mut agent = Agent::new(parts);
         match hangups {
             Ok(hangups) => drop(tokio::spawn(refetch_at(hangups, agent.teller()))),
             Err(e) => tracing::warn!("SIGHUP ends the agent: {e}"),
         }
         let ended = agent.run(inbox, stop, Until::Stopped).await;
-        let named = named.await.unwrap_or(false);
-        tracing::info!("{} ({ended:?})", if named { "beginning anew with a name" } else { "stopping" });
+        let cause = cause.await.unwrap_or(Cause::Told);
+        let anew = cause == Cause::Named && restarted == Restarted::Never;
+        tracing::info!("{} ({ended:?})", if anew { "beginning anew with a name" } else { "stopping" });
         agent.stop();
-        if !named {
-            return Exit::Ok;
+        match cause {
+            Cause::GaveUp => return Exit::Attention,
+            _ if !anew => return Exit::Ok,
+            _ => {}
         }
         drop(calls);
         if let Some(server) = server {
@@ -119,8 +138,26 @@ async fn refetch_at(mut hangups: Signal, teller: UnboundedSender<Done>) {
     }
 }
 
-/// Fires at SIGTERM or SIGINT, or when this device has got a name; then says whether it was that.
-fn stop_signal(named: Option<oneshot::Receiver<()>>) -> (oneshot::Receiver<()>, oneshot::Receiver<bool>) {
+/// Why the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// SIGTERM or SIGINT.
+    Told,
+    /// This device has got a name.
+    Named,
+    /// It cannot connect, and is started again.
+    GaveUp,
+}
+
+/// What may end the daemon beside signals.
+#[derive(Default)]
+struct Causes {
+    named: Option<oneshot::Receiver<()>>,
+    gave_up: Option<oneshot::Receiver<()>>,
+}
+
+/// Fires at the first cause, and then says which one it was.
+fn stop_signal(causes: Causes) -> (oneshot::Receiver<()>, oneshot::Receiver<Cause>) {
     let ((stop, stopped), (tell, which)) = (oneshot::channel(), oneshot::channel());
     tokio::spawn(async move {
         let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
@@ -128,24 +165,26 @@ fn stop_signal(named: Option<oneshot::Receiver<()>>) -> (oneshot::Receiver<()>, 
             // Without handlers the signals end the process by themselves.
             return std::future::pending().await;
         };
-        let named = async {
-            let heard = match named {
-                Some(named) => named.await.is_ok(),
-                None => false,
-            };
-            if !heard {
-                std::future::pending().await
-            }
+        let cause = tokio::select! {
+            _ = term.recv() => Cause::Told,
+            _ = int.recv() => Cause::Told,
+            () = heard(causes.named) => Cause::Named,
+            () = heard(causes.gave_up) => Cause::GaveUp,
         };
-        let named = tokio::select! {
-            _ = term.recv() => false,
-            _ = int.recv() => false,
-            () = named => true,
-        };
-        let _ = stop.send(());
-        let _ = tell.send(named);
+        let _ = (stop.send(()), tell.send(cause));
     });
     (stopped, which)
+}
+
+/// Ends when something is told; never, where nobody is left to tell it.
+async fn heard(told: Option<oneshot::Receiver<()>>) {
+    let told = match told {
+        Some(told) => told.await.is_ok(),
+        None => false,
+    };
+    if !told {
+        std::future::pending().await
+    }
 }
 
 /// `fota handle`: settles what is pending, takes the next job, ends when nothing is under way or a reset is due.
@@ -196,7 +235,7 @@ async fn once(settings: &Settings, session: SessionUse, force: bool) -> Asked {
     }
     let mut agent = Agent::new(parts);
     let (_calls, inbox) = mpsc::channel(1);
-    let ended = agent.run(inbox, stop_signal(None).0, Until::Quiet).await;
+    let ended = agent.run(inbox, stop_signal(Causes::default()).0, Until::Quiet).await;
     let message = match (&agent.machine().record().last, ended) {
         (_, Ended::Rebooting) => "rebooting".to_owned(),
         (_, Ended::ResetDue) => "a reset is due".to_owned(),

@@ -254,6 +254,7 @@ impl Check<'_> {
             credentials: credentials?,
             publish_rate: f.publish_rate.unwrap_or(100),
             in_flight: f.in_flight.unwrap_or(100),
+            last_will: self.last_will(f.last_will_topic, f.last_will_payload),
         })
     }
 

@@ -122,6 +122,8 @@ table! {
         key: PathBuf = "key",
         publish_rate: u32 = "publish-rate",
         in_flight: u16 = "in-flight",
+        last_will_topic: String = "last-will-topic",
+        last_will_payload: String = "last-will-payload",
     }
 }
 table! {
@@ -413,6 +415,9 @@ impl Fragment {
         }
         if later.cloud.cert.is_some() || later.cloud.key.is_some() {
             self.cloud.cert_store = None;
+        }
+        if later.cloud.cert_store.is_some() {
+            (self.cloud.cert, self.cloud.key) = (None, None);
         }
         self.merge(later);
     }

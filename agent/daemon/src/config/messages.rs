@@ -81,6 +81,26 @@ impl Check<'_> {
         found.map(|(_, value)| *value).unwrap_or_default()
     }
 
+    /// What the broker publishes in the device's place.
+    pub(super) fn last_will(
+        &mut self,
+        topic: Option<String>,
+        payload: Option<String>,
+    ) -> Option<(String, String)> {
+        let (topic, payload) = match (topic, payload) {
+            (None, None) => return None,
+            (Some(topic), Some(payload)) => (topic, payload),
+            _ => {
+                self.wrong("cloud.last-will-topic", "give last-will-payload too, or neither", Area::Cloud);
+                return None;
+            }
+        };
+        if let Err(why) = check_topic(&topic, Reserved::Allowed) {
+            self.wrong("cloud.last-will-topic", format!("{topic:?} {why}"), Area::Cloud);
+        }
+        Some((topic, payload))
+    }
+
     fn affix(&mut self, key: &str, text: Option<String>, reserved: Reserved) -> String {
         let text = text.unwrap_or_default();
         if let Some(why) = check_topic(&text, reserved).err().filter(|_| !text.is_empty()) {

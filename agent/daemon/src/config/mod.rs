@@ -6,6 +6,7 @@
 //! `[device]`, or a file that is no TOML at all) makes updates refused: the daemon still starts and says so. That
 //! matters after a rollback, when an older agent meets a newer configuration.
 
+pub mod chariotd;
 mod check;
 pub mod device_client;
 pub mod fragments;

@@ -230,6 +230,8 @@ pub struct CloudSettings {
     pub publish_rate: u32,
     /// Publishes that wait for their acknowledgement; 0 = no limit.
     pub in_flight: u16,
+    /// What the broker publishes when the session breaks: topic and payload.
+    pub last_will: Option<(String, String)>,
 }
 
 /// Jobs.

@@ -68,6 +68,7 @@ impl Settings {
         above: Fragment,
     ) -> Result<(Self, Vec<Finding>), ConfigError> {
         let mut findings = Vec::new();
+        let by_habit = below.cloud.thing_name.clone();
         let mut merged = below;
         if let Some(path) = &sources.explicit {
             let explicit = |source| ConfigError::Explicit { path: path.clone(), source };
@@ -88,6 +89,9 @@ impl Settings {
         }
         if sources.explicit.is_none() {
             read_device_file(&mut merged, &mut findings);
+        }
+        if merged.cloud.thing_name_file.is_some() && merged.cloud.thing_name == by_habit {
+            merged.cloud.thing_name = None;
         }
         merged.replace(above);
         let settings = Self::from_fragment(merged, &mut findings);

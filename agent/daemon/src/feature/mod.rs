@@ -7,6 +7,7 @@ pub mod jobs;
 pub mod messages;
 pub mod shadows;
 pub mod subscribe;
+pub mod supervised;
 
 use std::fmt;
 use std::sync::Arc;

@@ -2,8 +2,10 @@
 //!
 //! [`read`] and [`write`] are for files of settings that other programs read at any time: what they find is the old text
 //! or the new one, whole, with the mode and owner that the file had. [`Notifier`] runs the command of a service: one at a
-//! time, many changes at once as one, and again after a power cut in the middle.
+//! time, many changes at once as one, and again after a power cut in the middle. [`module`] reads definitions, also those
+//! that must be run.
 
+pub mod module;
 mod notify;
 #[cfg(test)]
 mod tests;

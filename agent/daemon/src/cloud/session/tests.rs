@@ -109,6 +109,7 @@ impl Broker {
             proxy: None,
             publish_rate: 0,
             in_flight: 100,
+            last_will: None,
             retry_first: Duration::from_millis(1),
             retry_most: Duration::from_millis(2),
         };
