@@ -58,6 +58,17 @@ def packageconfig_is_one_to_one_with_the_features():
 
 
 @check
+def every_program_for_devices_is_built_by_recipe_and_package():
+    recipe = (LAYER / "recipes-otandem/otandem/otandem_0.1.0.bb").read_text()
+    package = (BUILDROOT / "package/otandem/otandem.mk").read_text()
+    programs = [tomllib.loads((main.parent.parent / "Cargo.toml").read_text())["package"]["name"] for main in ROOT.glob("agent/*/src/main.rs")]
+    assert "otandem" in programs, programs
+    for name in programs:
+        for text, where in ((recipe, "the recipe"), (package, "Buildroot's package")):
+            assert f"--package {name} --bin {name}" in text, f"{where} does not build {name}"
+
+
+@check
 def versions_are_those_of_the_workspace():
     version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
     assert (LAYER / f"recipes-otandem/otandem/otandem_{version}.bb").exists(), f"no recipe of {version}"
