@@ -31,7 +31,8 @@ OTANDEM_FEATURES = \
 
 OTANDEM_CARGO_BUILD_OPTS = \
 	--package otandem --bin otandem --no-default-features \
-	--features "$(strip $(OTANDEM_FEATURES))"
+	--features "$(strip $(OTANDEM_FEATURES))" \
+	$(if $(BR2_PACKAGE_OTANDEM_JS),--package otandem-js --bin otandem-js)
 
 OTANDEM_DIST = $(@D)/agent/dist
 
@@ -45,12 +46,21 @@ define OTANDEM_VENDORED
 endef
 OTANDEM_PRE_BUILD_HOOKS += OTANDEM_VENDORED
 
+OTANDEM_BUILT = $(@D)/target/$(RUSTC_TARGET_NAME)/$(if $(BR2_ENABLE_DEBUG),debug,release)
+
+OTANDEM_JS = $(if $(BR2_PACKAGE_OTANDEM_JS),\
+	$(INSTALL) -D -m 0755 $(OTANDEM_BUILT)/otandem-js \
+		$(TARGET_DIR)/usr/libexec/otandem/otandem-js)
+
+OTANDEM_CHARIOTD = $(if $(BR2_PACKAGE_OTANDEM_CHARIOTD),\
+	ln -sf otandem $(TARGET_DIR)/usr/bin/chariotd)
+
 OTANDEM_DEVICE_CLIENT = $(if $(BR2_PACKAGE_OTANDEM_DEVICE_CLIENT),\
 	mkdir -p $(TARGET_DIR)/usr/sbin && \
 	ln -sf ../bin/otandem $(TARGET_DIR)/usr/sbin/aws-iot-device-client)
 
 define OTANDEM_INSTALL_TARGET_CMDS
-	$(INSTALL) -D -m 0755 $(@D)/target/$(RUSTC_TARGET_NAME)/$(if $(BR2_ENABLE_DEBUG),debug,release)/otandem \
+	$(INSTALL) -D -m 0755 $(OTANDEM_BUILT)/otandem \
 		$(TARGET_DIR)/usr/bin/otandem
 	$(INSTALL) -D -m 0755 $(OTANDEM_DIST)/usr/lib/otandem/dead-man \
 		$(TARGET_DIR)/usr/lib/otandem/dead-man
@@ -60,6 +70,8 @@ define OTANDEM_INSTALL_TARGET_CMDS
 	$(INSTALL) -d -m 0700 $(TARGET_DIR)/usr/lib/otandem/handlers
 	$(INSTALL) -m 0700 $(@D)/handlers/* $(TARGET_DIR)/usr/lib/otandem/handlers
 	$(OTANDEM_DEVICE_CLIENT)
+	$(OTANDEM_JS)
+	$(OTANDEM_CHARIOTD)
 endef
 
 define OTANDEM_INSTALL_INIT_SYSV

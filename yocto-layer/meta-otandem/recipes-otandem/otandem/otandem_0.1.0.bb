@@ -31,6 +31,9 @@ PACKAGECONFIG[boot-simulated] = "--features boot-simulated"
 PACKAGECONFIG[boot-systemd-boot] = "--features boot-systemd-boot"
 PACKAGECONFIG[boot-u-boot] = "--features boot-u-boot"
 
+# A program of its own, for definitions of services that are more than a literal; where the checkout has it.
+PACKAGECONFIG[js] = "--package otandem-js --bin otandem-js"
+
 # scarthgap's cargo class does not hand PACKAGECONFIG to cargo; newer ones do.
 OTANDEM_FEATURES = "${@'' if 'PACKAGECONFIG_CONFARGS' in (d.getVar('oe_cargo_build', False) or '') else '${PACKAGECONFIG_CONFARGS}'}"
 CARGO_BUILD_FLAGS:append = " --package otandem --bin otandem --no-default-features ${OTANDEM_FEATURES}"
@@ -40,6 +43,8 @@ export CARGO_PROFILE_RELEASE_STRIP = "false"
 
 dist = "${S}/agent/dist"
 otandem_libdir = "${nonarch_libdir}/otandem"
+# Where the agent looks for it, whatever the distribution's libexecdir is.
+otandem_libexecdir = "${prefix}/libexec/otandem"
 
 do_install() {
 	install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/otandem ${D}${bindir}/otandem
@@ -69,17 +74,25 @@ do_install:append:class-target() {
 
 	install -d ${D}${base_sbindir}
 	ln -rs ${D}${bindir}/otandem ${D}${base_sbindir}/aws-iot-device-client
+
+	if ${@bb.utils.contains('PACKAGECONFIG', 'js', 'true', 'false', d)}; then
+		install -D -m 0755 ${B}/target/${CARGO_TARGET_SUBDIR}/otandem-js ${D}${otandem_libexecdir}/otandem-js
+	fi
 }
 
-PACKAGE_BEFORE_PN = "${PN}-trial ${PN}-handlers ${PN}-device-client"
+# ${PN}-js is made only where PACKAGECONFIG has js, which is what fills it.
+PACKAGE_BEFORE_PN = "${PN}-trial ${PN}-handlers ${PN}-device-client ${PN}-js"
 
 SUMMARY:${PN}-trial = "Resets a device whose new image gets no verdict in time"
 SUMMARY:${PN}-handlers = "Programs that jobs call by name"
 SUMMARY:${PN}-device-client = "The agent under the name of the AWS IoT Device Client"
 
+SUMMARY:${PN}-js = "Runs definitions of services that are programs"
+
 FILES:${PN}-trial = "${otandem_libdir}/dead-man ${systemd_system_unitdir}/otandem-*"
 FILES:${PN}-handlers = "${otandem_libdir}/handlers"
 FILES:${PN}-device-client = "${base_sbindir}/aws-iot-device-client"
+FILES:${PN}-js = "${otandem_libexecdir}/otandem-js"
 FILES:${PN} += "${nonarch_libdir}/tmpfiles.d ${nonarch_libdir}/sysusers.d"
 
 # An update without the dead-man can hang for ever, and without a configuration there are none.
