@@ -101,8 +101,12 @@ impl Shadow {
                 }
             }
             Some(400 | 413) if batch.parts() > 1 => self.single = true,
-            Some(400 | 413) if batch.default && batch.services.is_empty() && batch.files.is_empty() => {
-                self.not_made(&why, now);
+            Some(400 | 413) if batch.services.is_empty() && batch.files.is_empty() => {
+                if batch.default {
+                    self.not_made(&why, now)
+                } else {
+                    self.failed(why, now)
+                }
             }
             Some(400 | 413) => {
                 for (at, sent) in batch.services {

@@ -267,7 +267,7 @@ fn what_cannot_be_written_stays_desired_and_says_why_until_it_is_fine() {
     assert!(why.contains("a-b"), "{why}");
     bench.reports(json!({"bar": {"x": 1}, "otandem": {"refused": {"foo": why}}}), json!({"foo": {"a-b": 1}}));
     bench.others(json!({"desired": {"foo": {"a-b": null, "a": 1}}}));
-    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 1}, "otandem": {"refused": {}}}), json!({}));
+    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 1}}), json!({}));
 
     bench.full = true;
     bench.others(json!({"desired": {"foo": {"a": 2}}}));
@@ -278,7 +278,7 @@ fn what_cannot_be_written_stays_desired_and_says_why_until_it_is_fine() {
     bench.look();
     bench.shadow.tick(bench.now);
     bench.quiet();
-    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 2}, "otandem": {"refused": {}}}), json!({}));
+    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 2}}), json!({}));
 }
 
 #[test]
@@ -458,6 +458,18 @@ fn a_shadow_that_is_full_refuses_what_makes_it_larger() {
 
 #[path = "engine_property.rs"]
 mod property;
+
+#[test]
+fn refusals_of_services_that_are_gone_are_taken_back() {
+    let told = json!({"foo": {"a": 1}, "otandem": {"refused": {"gone": "x"}, "by": "others"}});
+    let mut bench = Bench::with(&[shell("foo")], told, json!({}));
+    // Even where that is refused at first.
+    bench.cloud.refuse = [400, 400].into();
+    let bench = bench.up();
+    bench.reports(json!({"foo": {"a": 1}, "otandem": {"by": "others"}}), json!({}));
+    let bench = Bench::with(&[], json!({"otandem": {"refused": {"gone": "x"}}}), json!({})).up();
+    assert_eq!(json!(bench.cloud.state.reported), json!({}));
+}
 
 #[path = "default_tests.rs"]
 mod default;
