@@ -22,6 +22,11 @@ impl Cloud {
     /// What everyone hears of a change.
     fn change(&mut self, state: &Value, token: Option<&str>) -> Vec<(Answer, Value)> {
         self.state.overlay(&Halves::of(state));
+        for (name, half) in [("desired", &mut self.state.desired), ("reported", &mut self.state.reported)] {
+            if state.get(name).is_some_and(Value::is_null) {
+                half.clear();
+            }
+        }
         self.version += 1;
         self.exists = true;
         let mut heard = vec![];
@@ -458,6 +463,18 @@ fn a_shadow_that_is_full_refuses_what_makes_it_larger() {
 
 #[path = "engine_property.rs"]
 mod property;
+
+#[test]
+fn a_half_that_is_deleted_whole_is_noticed() {
+    let mut bench = Bench::with(&[shell("foo")], json!({}), json!({"foo": {"no-name": 1}})).up();
+    bench.others(json!({"desired": null}));
+    bench.reports(json!({}), json!({}));
+    bench.others(json!({"desired": {"foo": {"a": 1}}}));
+    bench.reports(json!({"foo": {"a": 1}}), json!({}));
+    // What was reported is so still.
+    bench.others(json!({"reported": null}));
+    bench.reports(json!({"foo": {"a": 1}}), json!({}));
+}
 
 #[test]
 fn refusals_of_services_that_are_gone_are_taken_back() {
