@@ -376,3 +376,15 @@ fn what_runs_ends_with_the_agent_and_is_due_again() {
     assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
     assert_eq!(fs::read_dir(bench.path("state/services")).unwrap().count(), 1);
 }
+
+#[test]
+fn messages_that_come_too_fast_cost_a_question_and_no_memory() {
+    let mut bench = Bench::new(&[], |_| {});
+    bench.up(json!({}));
+    bench.wait("a settled shadow", |status| status["shadows"][0]["settled"] == true);
+    let pending = Arc::clone(&bench.shadows.threads[0].pending);
+    pending.store(MAX_PENDING, Ordering::SeqCst);
+    bench.answer("update/accepted", json!({"state": {"desired": {"foo": 1}}, "version": 8}), &json!({}));
+    bench.asked("/get");
+    assert_eq!(pending.load(Ordering::SeqCst), MAX_PENDING, "it was not kept");
+}
