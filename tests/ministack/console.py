@@ -13,7 +13,9 @@ from cloud import REGION
 
 BUCKET = "firmware"
 POLICY = "otandem-device"
+SHADOW_POLICY = "otandem-shadows"
 ROLE = "otandem-images"
+MANUAL = pathlib.Path(__file__).resolve().parent.parent.parent / "docs/services.md"
 ENDED = {"SUCCEEDED", "FAILED", "REJECTED", "TIMED_OUT", "REMOVED", "CANCELED"}
 
 
@@ -41,12 +43,20 @@ def device_policy(account):
     ]}
 
 
+def shadow_policy(account):
+    """What docs/services.md says that shadows need, word for word."""
+    blocks = MANUAL.read_text().split("```json\n")[1:]
+    text = next(block.split("```")[0] for block in blocks if block.startswith('{ "Version"'))
+    return text.replace("REGION", REGION).replace("ACCOUNT", account)
+
+
 class Console:
     """An operator with an account of their own, not the root of the account."""
 
     def __init__(self, gateway):
         root = boto3.Session("test", "test", region_name=REGION)
         self.gateway = gateway
+        self.certificates = {}
         self.account = self._client(root, "sts").get_caller_identity()["Account"]
         iam = self._client(root, "iam")
         iam.create_user(UserName="operator")
@@ -56,7 +66,8 @@ class Console:
         iam.put_user_policy(UserName="operator", PolicyName="fleet", PolicyDocument=json.dumps(rights))
         key = iam.create_access_key(UserName="operator")["AccessKey"]
         operator = boto3.Session(key["AccessKeyId"], key["SecretAccessKey"], region_name=REGION)
-        self.iot, self.s3, self.iam = (self._client(operator, name) for name in ("iot", "s3", "iam"))
+        self.iot, self.s3, self.iam, self.data = (
+            self._client(operator, name) for name in ("iot", "s3", "iam", "iot-data"))
 
     def _client(self, session, name):
         config = Config(signature_version="s3v4", s3={"addressing_style": "path"}) if name == "s3" else None
@@ -65,6 +76,7 @@ class Console:
     def prepare_account(self):
         """Once: the policy for devices, the bucket, and the role in whose name URLs are signed."""
         self.iot.create_policy(policyName=POLICY, policyDocument=json.dumps(device_policy(self.account)))
+        self.iot.create_policy(policyName=SHADOW_POLICY, policyDocument=shadow_policy(self.account))
         self.s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": REGION})
         trust = {"Version": "2012-10-17", "Statement": [
             {"Effect": "Allow", "Principal": {"Service": "iot.amazonaws.com"}, "Action": "sts:AssumeRole"}]}
@@ -79,6 +91,7 @@ class Console:
         self.iot.create_thing(thingName=thing)
         made = self.iot.create_keys_and_certificate(setAsActive=True)
         self.iot.attach_policy(policyName=POLICY, target=made["certificateArn"])
+        self.certificates[thing] = made["certificateArn"]
         self.iot.attach_thing_principal(thingName=thing, principal=made["certificateArn"])
         folder.mkdir(parents=True, exist_ok=True)
         identity = Identity(thing, folder / f"{thing}.pem", folder / f"{thing}.key")
@@ -87,6 +100,34 @@ class Console:
         with os.fdopen(descriptor, "w") as file:
             file.write(made["keyPair"]["PrivateKey"])
         return identity
+
+    def allow_shadows(self, thing):
+        """Beside jobs, the device may use its shadows."""
+        self.iot.attach_policy(policyName=SHADOW_POLICY, target=self.certificates[thing])
+
+    def desire(self, thing, desired, shadow=None):
+        """Changes what is desired of a device."""
+        named = {"shadowName": shadow} if shadow else {}
+        self.data.update_thing_shadow(thingName=thing, payload=json.dumps({"state": {"desired": desired}}), **named)
+
+    def state(self, thing, shadow=None):
+        """The halves of a shadow; nothing if there is none."""
+        named = {"shadowName": shadow} if shadow else {}
+        try:
+            found = self.data.get_thing_shadow(thingName=thing, **named)
+        except self.data.exceptions.ResourceNotFoundException:
+            return {}
+        return json.loads(found["payload"].read())["state"]
+
+    def watch_state(self, thing, holds, limit, shadow=None):
+        """Waits until the shadow is so, or the time is over; how it is then."""
+        end = time.monotonic() + limit
+        while True:
+            state = self.state(thing, shadow)
+            if holds(state) or time.monotonic() > end:
+                return state
+            # The data plane can only be asked.
+            time.sleep(0.1)
 
     def upload(self, key, path):
         """Puts a file into the bucket; what stands for its URL in a job document."""

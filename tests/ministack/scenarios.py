@@ -5,7 +5,7 @@ usage: scenarios.py --programs DIR [--full] [--only NAME]... [--keep]
 
   --programs DIR  holds `otandem` and `otandem-simulator`
   --full          also the scenarios that wait for a URL to expire (a minute each)
-  --only NAME     peer, good, bad, table, templates, expired
+  --only NAME     peer, good, bad, table, templates, shadows, expired
   --keep          leaves the folder with images, logs and configuration, and says where
 
 Prints `ok  ...` or `FAIL ...` for each promise, `skip ...` for a row of a table that cannot be run here, `-- ...` for
@@ -30,6 +30,7 @@ import console as operator_console  # noqa: E402
 import device as devices  # noqa: E402
 import peer as official  # noqa: E402
 import relay as relays  # noqa: E402
+import shadows  # noqa: E402
 import table  # noqa: E402
 import templates  # noqa: E402
 
@@ -41,6 +42,9 @@ SMALL_IMAGE = 4 * MIB
 FRAME = 16 * MIB
 JOB_LIMIT = 120  # seconds; a scenario takes five
 URL_LIFE = 60  # seconds; the shortest that the service takes
+
+# The last one only with --full.
+NAMES = ("peer", "good", "bad", "table", "templates", "shadows", "expired")
 
 counts = {"ok": 0, "FAIL": 0}
 
@@ -357,7 +361,7 @@ def main():
     parser = argparse.ArgumentParser(description="The agent against ministack.")
     parser.add_argument("--programs", type=pathlib.Path, required=True)
     parser.add_argument("--full", action="store_true")
-    parser.add_argument("--only", action="append", choices=("peer", "good", "bad", "table", "templates", "expired"))
+    parser.add_argument("--only", action="append", choices=NAMES)
     parser.add_argument("--keep", action="store_true")
     options = parser.parse_args()
     missing = cloud.missing_tools()
@@ -367,8 +371,8 @@ def main():
     cloud.enter_network()
     # A time limit from outside ends us as an error does: with everything stopped that was started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
-    wanted = set(options.only or ("peer", "good", "bad", "table", "templates"))
-    wanted |= {"expired"} if options.full and not options.only else set()
+    wanted = set(options.only or NAMES[:-1])
+    wanted |= {NAMES[-1]} if options.full and not options.only else set()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="otandem-ministack-"))
     note(f"in {folder}")
     begin = time.monotonic()
@@ -384,6 +388,8 @@ def main():
                 guarded("table", every_row_of_the_table, world)
             if "templates" in wanted:
                 guarded("templates", every_managed_template, world)
+            if "shadows" in wanted:
+                guarded("shadows", shadows.files_and_shadows, world, promise)
             if "expired" in wanted:
                 guarded("expired", expired_url_costs_one_update, world)
     finally:

@@ -10,6 +10,7 @@
 
 pub mod binary;
 pub mod cloud;
+pub mod desk;
 pub mod device;
 pub mod error;
 pub mod image;

@@ -43,7 +43,16 @@ impl Shadow {
 
     pub(super) fn updated(&mut self, message: &Value, ours: Option<Flight>) {
         let Some(batch) = ours.and_then(|flight| flight.update) else {
-            return self.changed(&Halves::of(&message["state"]), message, true);
+            let state = &message["state"];
+            let whole = |half: &str| state.get(half).is_some_and(|half| !half.is_object());
+            let silent = state.get("desired").is_none() && state.get("reported").is_none();
+            if (whole("desired") || whole("reported") || silent)
+                && message["version"].as_u64() >= self.version
+            {
+                // A half was deleted, which no difference tells.
+                self.wants_get = true;
+            }
+            return self.changed(&Halves::of(state), message, true);
         };
         self.failures = 0;
         self.last_error = None;
@@ -101,8 +110,12 @@ impl Shadow {
                 }
             }
             Some(400 | 413) if batch.parts() > 1 => self.single = true,
-            Some(400 | 413) if batch.default && batch.services.is_empty() && batch.files.is_empty() => {
-                self.not_made(&why, now);
+            Some(400 | 413) if batch.services.is_empty() && batch.files.is_empty() => {
+                if batch.default {
+                    self.not_made(&why, now)
+                } else {
+                    self.failed(why, now)
+                }
             }
             Some(400 | 413) => {
                 for (at, sent) in batch.services {

@@ -12,6 +12,10 @@ enum Move {
     Refuse(u64),
     Reconnect,
     Full(bool),
+    /// All that is desired is deleted.
+    Clear,
+    /// The whole shadow is.
+    Delete,
 }
 
 fn settings() -> impl Strategy<Value = Value> {
@@ -37,6 +41,8 @@ fn moves() -> impl Strategy<Value = Move> {
         2 => prop_oneof![Just(400u64), Just(409), Just(413), Just(429), Just(500)].prop_map(Move::Refuse),
         1 => Just(Move::Reconnect),
         1 => any::<bool>().prop_map(Move::Full),
+        1 => Just(Move::Clear),
+        1 => Just(Move::Delete),
     ]
 }
 
@@ -62,6 +68,12 @@ proptest! {
                     bench = bench.up();
                 }
                 Move::Full(full) => bench.full = full,
+                Move::Clear => bench.others(json!({"desired": null})),
+                Move::Delete => {
+                    // Nobody is told.
+                    bench.cloud.state = Halves::default();
+                    bench.cloud.exists = false;
+                }
             }
         }
         bench.full = false;

@@ -22,6 +22,11 @@ impl Cloud {
     /// What everyone hears of a change.
     fn change(&mut self, state: &Value, token: Option<&str>) -> Vec<(Answer, Value)> {
         self.state.overlay(&Halves::of(state));
+        for (name, half) in [("desired", &mut self.state.desired), ("reported", &mut self.state.reported)] {
+            if state.get(name).is_some_and(Value::is_null) {
+                half.clear();
+            }
+        }
         self.version += 1;
         self.exists = true;
         let mut heard = vec![];
@@ -267,7 +272,7 @@ fn what_cannot_be_written_stays_desired_and_says_why_until_it_is_fine() {
     assert!(why.contains("a-b"), "{why}");
     bench.reports(json!({"bar": {"x": 1}, "otandem": {"refused": {"foo": why}}}), json!({"foo": {"a-b": 1}}));
     bench.others(json!({"desired": {"foo": {"a-b": null, "a": 1}}}));
-    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 1}, "otandem": {"refused": {}}}), json!({}));
+    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 1}}), json!({}));
 
     bench.full = true;
     bench.others(json!({"desired": {"foo": {"a": 2}}}));
@@ -278,7 +283,7 @@ fn what_cannot_be_written_stays_desired_and_says_why_until_it_is_fine() {
     bench.look();
     bench.shadow.tick(bench.now);
     bench.quiet();
-    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 2}, "otandem": {"refused": {}}}), json!({}));
+    bench.reports(json!({"bar": {"x": 1}, "foo": {"a": 2}}), json!({}));
 }
 
 #[test]
@@ -458,6 +463,30 @@ fn a_shadow_that_is_full_refuses_what_makes_it_larger() {
 
 #[path = "engine_property.rs"]
 mod property;
+
+#[test]
+fn a_half_that_is_deleted_whole_is_noticed() {
+    let mut bench = Bench::with(&[shell("foo")], json!({}), json!({"foo": {"no-name": 1}})).up();
+    bench.others(json!({"desired": null}));
+    bench.reports(json!({}), json!({}));
+    bench.others(json!({"desired": {"foo": {"a": 1}}}));
+    bench.reports(json!({"foo": {"a": 1}}), json!({}));
+    // What was reported is so still.
+    bench.others(json!({"reported": null}));
+    bench.reports(json!({"foo": {"a": 1}}), json!({}));
+}
+
+#[test]
+fn refusals_of_services_that_are_gone_are_taken_back() {
+    let told = json!({"foo": {"a": 1}, "otandem": {"refused": {"gone": "x"}, "by": "others"}});
+    let mut bench = Bench::with(&[shell("foo")], told, json!({}));
+    // Even where that is refused at first.
+    bench.cloud.refuse = [400, 400].into();
+    let bench = bench.up();
+    bench.reports(json!({"foo": {"a": 1}, "otandem": {"by": "others"}}), json!({}));
+    let bench = Bench::with(&[], json!({"otandem": {"refused": {"gone": "x"}}}), json!({})).up();
+    assert_eq!(json!(bench.cloud.state.reported), json!({}));
+}
 
 #[path = "default_tests.rs"]
 mod default;

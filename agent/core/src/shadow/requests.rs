@@ -1,9 +1,10 @@
 //! What is sent: one update at a time, with as much in it as fits.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::document::{Halves, MAX_DOCUMENT};
 use super::engine::{Action, Batch, Flight, Shadow};
+use crate::services::definition::OWN_KEY;
 use crate::time::Boottime;
 
 impl Shadow {
@@ -83,7 +84,25 @@ impl Shadow {
             }
         }
         self.batch_files(&mut batch, &document);
+        if batch.halves.is_empty()
+            && let Some(tidied) = self.tidied(&document)
+        {
+            batch.halves.reported.insert(OWN_KEY.into(), tidied);
+        }
         batch
+    }
+
+    /// What takes back refusals of services that are not here any more, and the empty rest.
+    fn tidied(&self, document: &Halves) -> Option<Value> {
+        let own = document.reported.get(OWN_KEY)?.as_object()?;
+        let refused = own.get("refused")?.as_object()?;
+        let known = |key: &str| self.services.iter().any(|held| held.definition.key == key);
+        let strange: Map<_, _> =
+            refused.keys().filter(|key| !known(key)).map(|key| (key.clone(), Value::Null)).collect();
+        if strange.len() == refused.len() {
+            return Some(if own.len() == 1 { Value::Null } else { json!({"refused": null}) });
+        }
+        (!strange.is_empty()).then(|| json!({"refused": strange}))
     }
 
     fn batch_files(&mut self, batch: &mut Batch, document: &Halves) {

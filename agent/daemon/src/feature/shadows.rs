@@ -14,6 +14,7 @@ mod worker;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread::JoinHandle;
 
 use otandem_core::shadow::Name;
 use otandem_core::time::Boottime;
@@ -48,6 +49,7 @@ struct Thread {
     stop: Stop,
     pending: Arc<AtomicUsize>,
     shown: Arc<Mutex<Shown>>,
+    handle: Option<JoinHandle<()>>,
 }
 
 impl Shadows {
@@ -65,13 +67,14 @@ impl Thread {
         let tell = Tell::new(orders, bell.clone());
         let (pending, shown) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Shown::default())));
         let fated = tell.clone();
-        let thread = Self {
+        let mut thread = Self {
             name: table.settings.name.clone(),
             shadows: table.shadows.iter().map(|(name, _)| name.clone()).collect(),
             tell: tell.clone(),
             stop: stop.clone(),
             pending: Arc::clone(&pending),
             shown: Arc::clone(&shown),
+            handle: None,
         };
         let ends = worker::Ends {
             outbound,
@@ -85,7 +88,7 @@ impl Thread {
         };
         let marks = marks.to_owned();
         let run = move || Worker::new(table, &marks, ends).run();
-        std::thread::Builder::new().name("shadows".into()).spawn(run)?;
+        thread.handle = Some(std::thread::Builder::new().name("shadows".into()).spawn(run)?);
         Ok(thread)
     }
 
@@ -108,6 +111,10 @@ impl Drop for Thread {
     fn drop(&mut self) {
         self.stop.stop();
         self.tell.tell(Order::Stop);
+        if let Some(handle) = self.handle.take() {
+            // As long as the commands that run take to end: they are asked to.
+            let _ = handle.join();
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! The command of a service.
 
-use std::fs::{self, File};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::OutfileError;
 use crate::run::{self, End, Spec, Stop};
+
+/// Starts of a command for one change without an end: one that ends the agent each time is not run for ever.
+const MOST_STARTS: u64 = 3;
 
 /// How a command ended; called in a thread of its own.
 pub type Ran = Arc<dyn Fn(Result<(), String>) + Send + Sync>;
@@ -39,15 +42,22 @@ struct State {
 }
 
 impl Notifier {
-    /// Nothing runs yet, but what a mark says is due is so at once.
+    /// Nothing runs yet, but what a mark says is due is so at once; unless it began so often already and never came to
+    /// its end.
     #[must_use]
     pub fn new(command: String, time_limit: Duration, mark: PathBuf, stop: Stop, ran: Ran) -> Self {
         let state = Mutex::new(State::default());
         let idle = Condvar::new();
-        let due = mark.exists();
+        let begun = fs::metadata(&mark).map(|mark| mark.len());
         let notifier = Self(Arc::new(Inner { command, time_limit, mark, ran, stop, state, idle }));
-        if due {
-            notifier.notify();
+        match begun {
+            Ok(MOST_STARTS..) => {
+                notifier.unmark();
+                let why = format!("it began {MOST_STARTS} times and the agent ended before it did; given up");
+                (notifier.0.ran)(Err(why));
+            }
+            Ok(_) => notifier.notify(),
+            Err(_) => {}
         }
         notifier
     }
@@ -125,6 +135,10 @@ impl Notifier {
     }
 
     fn once(&self, command: &str) -> Result<(), String> {
+        // A byte for each start; a new change begins with none.
+        if let Ok(mut mark) = OpenOptions::new().append(true).open(&self.0.mark) {
+            let _ = mark.write_all(b"x");
+        }
         shell(command, None, self.0.time_limit, SAID, &self.0.stop).map(drop)
     }
 }

@@ -151,3 +151,27 @@ fn the_answer_of_a_command_is_taken_whole_or_not_at_all() {
     let slow = output("sleep 1000", "", Duration::from_secs(1), 8, &stop);
     assert!(slow.unwrap_err().contains("not done within 1 s"));
 }
+
+#[test]
+fn a_command_that_ends_the_agent_each_time_is_not_run_for_ever() {
+    let mut dir = folder();
+    for start in 0.. {
+        let bench = Bench::at(dir, "echo x >> out; echo x > gate; sleep 1000", 600);
+        let gate = bench.dir.path().join("gate");
+        if start == 0 {
+            nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+            bench.notifier.mark().unwrap();
+            bench.notifier.notify();
+        }
+        if start == 3 {
+            assert!(bench.ends.recv().unwrap().unwrap_err().contains("given up"));
+            assert_eq!((bench.lines(), bench.marked()), (3, false));
+            return;
+        }
+        fs::read(gate).unwrap();
+        bench.stop.stop();
+        assert!(bench.ends.recv().unwrap().is_err());
+        bench.notifier.wait();
+        dir = bench.dir;
+    }
+}

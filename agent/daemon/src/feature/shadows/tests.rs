@@ -311,3 +311,80 @@ fn a_shadow_belongs_to_one_table_and_names_choose_among_several() {
     let feature = Shadows::new(vec![with("a", None, None)], "own", dir.path());
     assert_eq!(feature.topics().len(), 10);
 }
+
+#[test]
+fn more_files_than_memory_holds_go_out_in_their_order() {
+    let mut bench = Bench::new(&[], |_| {});
+    for n in 0..700 {
+        bench.put(&format!("own.{n:03}"), &format!("{{\"n\":{n},\"m{}\":{n}}}", n % 7));
+    }
+    bench.wait_waiting(700);
+    bench.up(json!({}));
+    let (mut own, mut last) = (json!({}), 0);
+    for version in 8.. {
+        let update = bench.accept(version)["reported"]["own"].clone();
+        own.as_object_mut().unwrap().extend(update.as_object().unwrap().clone());
+        let n = own["n"].as_u64().unwrap();
+        assert!(n >= last, "{n} after {last}");
+        last = n;
+        if last == 699 {
+            break;
+        }
+    }
+    bench.wait_waiting(0);
+    assert_eq!(
+        own,
+        json!({"n": 699, "m0": 693, "m1": 694, "m2": 695, "m3": 696, "m4": 697, "m5": 698, "m6": 699})
+    );
+    assert!(bench.list("u/new").is_empty());
+}
+
+#[test]
+fn a_directory_that_is_taken_away_is_made_again() {
+    let mut bench = Bench::new(&[], |_| {});
+    bench.up(json!({}));
+    bench.put("own", "1");
+    assert_eq!(bench.accept(8), json!({"reported": {"own": 1}}));
+    bench.wait_waiting(0);
+    fs::remove_dir_all(bench.path("u")).unwrap();
+    let end = Instant::now() + LIMIT;
+    while !bench.path("u/failed").exists() {
+        assert!(Instant::now() < end, "it is not made again");
+        std::thread::yield_now();
+    }
+    bench.put("own", "2");
+    assert_eq!(bench.accept(9), json!({"reported": {"own": 2}}));
+}
+
+#[test]
+fn what_runs_ends_with_the_agent_and_is_due_again() {
+    let mut foo = service("foo");
+    foo["notifycmd"] = "echo $$ > pid; exec sleep 1000".into();
+    foo["timeout"] = 600.into();
+    let mut bench = Bench::new(&[("foo", foo)], |_| {});
+    bench.up(json!({"desired": {"foo": {"a": 1}}}));
+    bench.accept(8);
+    let end = Instant::now() + LIMIT;
+    let pid = loop {
+        match fs::read_to_string(bench.path("pid")) {
+            Ok(pid) if pid.ends_with('\n') => break pid.trim().to_owned(),
+            _ => assert!(Instant::now() < end, "it does not run"),
+        }
+        std::thread::yield_now();
+    };
+    bench.shadows.threads.clear();
+    assert!(!PathBuf::from(format!("/proc/{pid}")).exists());
+    assert_eq!(fs::read_dir(bench.path("state/services")).unwrap().count(), 1);
+}
+
+#[test]
+fn messages_that_come_too_fast_cost_a_question_and_no_memory() {
+    let mut bench = Bench::new(&[], |_| {});
+    bench.up(json!({}));
+    bench.wait("a settled shadow", |status| status["shadows"][0]["settled"] == true);
+    let pending = Arc::clone(&bench.shadows.threads[0].pending);
+    pending.store(MAX_PENDING, Ordering::SeqCst);
+    bench.answer("update/accepted", json!({"state": {"desired": {"foo": 1}}, "version": 8}), &json!({}));
+    bench.asked("/get");
+    assert_eq!(pending.load(Ordering::SeqCst), MAX_PENDING, "it was not kept");
+}

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use otandem_core::messages::Qos;
@@ -106,7 +107,7 @@ struct Served {
     /// It is left alone until then, and why.
     barred: Option<(Boottime, String)>,
     /// The command for a default runs.
-    making: bool,
+    making: Option<JoinHandle<()>>,
 }
 
 /// See the module.
@@ -149,7 +150,7 @@ impl Worker {
             self.ends.bell.hear();
             while let Ok(order) = self.ends.orders.try_recv() {
                 if matches!(order, Order::Stop) {
-                    return;
+                    return self.end();
                 }
                 self.obey(order);
             }
@@ -162,6 +163,16 @@ impl Worker {
             match &self.updates {
                 Some(updates) => updates.wait(&self.ends.bell, longest),
                 None => self.ends.bell.wait(Some(longest)),
+            }
+        }
+    }
+
+    /// No command outlives the agent.
+    fn end(self) {
+        for served in self.served {
+            served.notifiers.iter().for_each(Notifier::wait);
+            if let Some(making) = served.making {
+                let _ = making.join();
             }
         }
     }
@@ -197,7 +208,7 @@ impl Worker {
                 self.served[shadow].failures[service] = result.err();
             }
             Order::Made { shadow: at, result } => {
-                self.served[at].making = false;
+                self.served[at].making = None;
                 let made = result.map(String::into_bytes);
                 self.told(at, |shadow, now| shadow.default_made(made, now));
             }
@@ -312,7 +323,7 @@ impl Worker {
 
     /// One at a time, in a thread of its own; how it ends is told.
     fn make_default(&mut self, at: usize) {
-        if std::mem::replace(&mut self.served[at].making, true) {
+        if self.served[at].making.is_some() {
             return;
         }
         let command = self.table.settings.default_shadow.clone().unwrap_or_default();
@@ -322,9 +333,12 @@ impl Worker {
             let result = services::output(&command, &thing, DEFAULT_TIME, DEFAULT_BYTES, &stop);
             tell.tell(Order::Made { shadow: at, result });
         });
-        if let Err(e) = started {
-            let result = Err(format!("no thread left for it: {e}"));
-            told.tell(Order::Made { shadow: at, result });
+        match started {
+            Ok(thread) => self.served[at].making = Some(thread),
+            Err(e) => {
+                let result = Err(format!("no thread left for it: {e}"));
+                told.tell(Order::Made { shadow: at, result });
+            }
         }
     }
 
@@ -411,7 +425,7 @@ impl Served {
             suspected: 0,
             suspected_get: false,
             barred: None,
-            making: false,
+            making: None,
         }
     }
 
