@@ -20,7 +20,7 @@ mod tests;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub use letterhead::{Letterhead, LetterheadError};
+pub use letterhead::{Brief, Letterhead, LetterheadError};
 pub use queue::{Order, Place, Queue};
 pub use sender::{Pace, Sender, Verdicts};
 

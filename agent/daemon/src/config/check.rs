@@ -43,13 +43,6 @@ impl Settings {
             None => jobs.map_or(Feature::Off, Feature::On),
         };
         let messages = check.messages(f.messages);
-        let messages = match check.first(Area::Messages) {
-            Some(finding) => Feature::Broken(finding),
-            None if messages.is_empty() => Feature::Off,
-            None => Feature::On(messages),
-        };
-        let subscribe = check.subscriptions(f.subscribe);
-        let commands = check.commands(f.commands);
         let updates = check.updates(f.device, f.update, f.bootloader, f.slots_a, f.slots_b);
         let updates = match (check.first(Area::Update), updates) {
             (Some(finding), _) => Err(finding),
@@ -62,8 +55,8 @@ impl Settings {
             cloud,
             jobs,
             messages,
-            subscribe,
-            commands,
+            subscribe: check.subscriptions(f.subscribe),
+            commands: check.commands(f.commands),
             network,
             log,
             control,

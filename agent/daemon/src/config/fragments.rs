@@ -172,6 +172,7 @@ table! {
         topic_prefix: String = "topic-prefix",
         topic_suffix: String = "topic-suffix",
         letterhead_file: PathBuf = "letterhead-file",
+        letterhead_generator: PathBuf = "letterhead-generator",
         reserved_topics: bool = "reserved-topics",
         keep_failed: u32 = "keep-failed",
         keep_failed_bytes: Bytes = "keep-failed-bytes",

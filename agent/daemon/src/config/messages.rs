@@ -7,14 +7,17 @@ use otandem_device::spool::Keep;
 
 use super::check::Check;
 use super::fragments;
-use super::settings::{Excess, Limits, MessagesSettings};
+use super::settings::{Excess, Feature, Limits, MessagesSettings};
 use super::{Area, values::Bytes};
 
 const AREA: Area = Area::Messages;
 
 impl Check<'_> {
     /// Those with a directory; a table without one is not in use (yet).
-    pub(super) fn messages(&mut self, all: BTreeMap<String, fragments::Messages>) -> Vec<MessagesSettings> {
+    pub(super) fn messages(
+        &mut self,
+        all: BTreeMap<String, fragments::Messages>,
+    ) -> Feature<Vec<MessagesSettings>> {
         let mut seen = BTreeSet::new();
         let mut settings = vec![];
         for (name, f) in all {
@@ -28,7 +31,11 @@ impl Check<'_> {
             }
             settings.push(one);
         }
-        settings
+        match self.first(AREA) {
+            Some(finding) => Feature::Broken(finding),
+            None if settings.is_empty() => Feature::Off,
+            None => Feature::On(settings),
+        }
     }
 
     fn directory(&mut self, name: String, f: fragments::Messages) -> MessagesSettings {
@@ -48,6 +55,11 @@ impl Check<'_> {
         MessagesSettings {
             directory: self.some_absolute(&key("directory"), f.directory, AREA).unwrap_or_default(),
             letterhead_file: self.some_absolute(&key("letterhead-file"), f.letterhead_file, AREA),
+            letterhead_generator: self.some_absolute(
+                &key("letterhead-generator"),
+                f.letterhead_generator,
+                AREA,
+            ),
             pace: Pace {
                 concurrency: usize::from(concurrency),
                 rate: f.rate.unwrap_or(100),

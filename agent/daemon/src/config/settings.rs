@@ -279,6 +279,7 @@ pub struct MessagesSettings {
     pub topic_prefix: String,
     pub topic_suffix: String,
     pub letterhead_file: Option<PathBuf>,
+    pub letterhead_generator: Option<PathBuf>,
     pub reserved: Reserved,
     /// Of failed/.
     pub keep: Keep,

@@ -9,13 +9,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use otandem_core::messages::{self, Letterhead, MAX_FILE, MAX_PAYLOAD, Rules, Sender, Verdicts};
+use otandem_core::messages::{self, Brief, Letterhead, MAX_FILE, MAX_PAYLOAD, Rules, Sender, Verdicts};
 use otandem_core::time::Boottime;
 use otandem_device::machine::now as boottime;
+use otandem_device::run::Stop;
 use otandem_device::spool::{After, Bell, Entry, Found, Loaded, Spool, Watch};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::bounds::Bounds;
+use super::generator;
 use crate::cloud::channel::{Fate, Fates, Outbound, Post};
 use crate::config::MessagesSettings;
 
@@ -79,6 +81,7 @@ pub(super) struct Worker {
     orders: Receiver<Order>,
     bell: Bell,
     shown: Arc<Mutex<Shown>>,
+    stop: Stop,
     sender: Sender,
     bounds: Bounds,
     /// The files of messages on their way, by id, which only grows.
@@ -101,6 +104,7 @@ impl Worker {
         orders: Receiver<Order>,
         bell: Bell,
         shown: Arc<Mutex<Shown>>,
+        stop: Stop,
     ) -> Self {
         let rules = Rules {
             prefix: settings.topic_prefix.clone(),
@@ -118,6 +122,7 @@ impl Worker {
             orders,
             bell,
             shown,
+            stop,
             held: VecDeque::new(),
             held_bytes: 0,
             beyond: 0,
@@ -293,8 +298,10 @@ impl Worker {
                     self.last_error = Some(format!("a file cannot be read now: {e}"));
                     self.sender.rest(place, now);
                 }
-                Loaded::Content(entry, bytes) => match messages::read(&bytes, &self.rules) {
-                    Err(refusal) => self.refuse(spool, &entry, &refusal.to_string()),
+                Loaded::Content(entry, bytes) => match self.message(spool, &entry, &bytes) {
+                    // What was interrupted by the end of the agent is not to blame.
+                    Err(_) if self.stop.is_set() => break,
+                    Err(refusal) => self.refuse(spool, &entry, &refusal),
                     Ok(message) => {
                         let alone = self.sender.is_suspect(&place);
                         let id = self.sender.sent(place, now);
@@ -310,6 +317,19 @@ impl Worker {
             }
         }
         self.hand_on(batch);
+    }
+
+    /// What a file says, with its letterhead.
+    fn message(&mut self, spool: &Spool, entry: &Entry, bytes: &[u8]) -> Result<messages::Message, String> {
+        let MessagesSettings { directory, letterhead_file, letterhead_generator, .. } = &self.settings;
+        if let (Some(program), None) = (letterhead_generator, letterhead_file) {
+            let brief = Brief::of(bytes, &self.rules).map_err(|refusal| refusal.to_string())?;
+            let file = directory.join("new").join(&entry.name);
+            let modified = spool.modified(&entry.name);
+            let made = generator::letterhead(program, &file, modified, brief, &self.stop)?;
+            self.rules.letterhead = Some(made);
+        }
+        messages::read(bytes, &self.rules).map_err(|refusal| refusal.to_string())
     }
 
     /// As much is on its way as may be in memory.
