@@ -207,12 +207,7 @@ impl Feature for Subscribe {
     fn on_session(&mut self, _: &mut Context<'_>, _: bool) {}
 
     fn on_message(&mut self, _: &mut Context<'_>, topic: &str, payload: &[u8]) {
-        let mut copy: Option<Message> = None;
-        for rule in self.rules.iter().filter(|rule| rule.settings.filter.matches(topic)) {
-            let message =
-                copy.get_or_insert_with(|| Message { topic: topic.into(), payload: payload.into() });
-            rule.put(message.clone());
-        }
+        self.deal(topic, payload);
     }
 
     fn on_wake(&mut self, _: &mut Context<'_>) {}
