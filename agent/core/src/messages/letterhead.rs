@@ -54,6 +54,8 @@ pub struct Brief {
     pub priority: String,
     /// `priority_slot`, as text.
     pub priority_slot: String,
+    /// It goes ahead of others because of that.
+    pub prioritised: bool,
 }
 
 impl Brief {
@@ -69,6 +71,7 @@ impl Brief {
             Some(other) => other.to_string(),
         };
         let topic = format!("{}{}{}", rules.prefix, text("topic"), rules.suffix);
-        Ok(Self { topic, priority: text("priority"), priority_slot: text("priority_slot") })
+        let (priority, priority_slot) = (text("priority"), text("priority_slot"));
+        Ok(Self { topic, priority, priority_slot, prioritised: false })
     }
 }

@@ -65,6 +65,7 @@ impl Check<'_> {
                 rate: f.rate.unwrap_or(100),
                 retries: f.retries.unwrap_or(2),
             },
+            priorities: f.priorities.unwrap_or(false),
             order: self.one_of(&key("order"), f.order, orders),
             topic_prefix: self.affix(&key("topic-prefix"), f.topic_prefix, reserved),
             // Behind the beginning of a topic, where nothing is reserved.

@@ -280,6 +280,7 @@ pub struct MessagesSettings {
     pub topic_suffix: String,
     pub letterhead_file: Option<PathBuf>,
     pub letterhead_generator: Option<PathBuf>,
+    pub priorities: bool,
     pub reserved: Reserved,
     /// Of failed/.
     pub keep: Keep,

@@ -6,6 +6,7 @@
 
 mod bounds;
 mod generator;
+mod priority;
 #[cfg(test)]
 mod tests;
 mod worker;

@@ -33,8 +33,7 @@ pub(super) fn letterhead(
         ("MESSAGE_TIMESTAMP_S", modified.div_euclid(UNITS.1).to_string().into()),
         ("MESSAGE_PRIORITY", brief.priority.into()),
         ("MESSAGE_PRIORITY_SLOT", brief.priority_slot.into()),
-        // Nothing overtakes others.
-        ("MESSAGE_WAS_PRIORITISED", OsString::new()),
+        ("MESSAGE_WAS_PRIORITISED", if brief.prioritised { "1" } else { "" }.into()),
     ];
     let mut spec = Spec::new([program]);
     let own = std::env::vars_os().filter(|(name, _)| !variables.iter().any(|(ours, _)| name == ours));
