@@ -12,6 +12,7 @@
 //! Whatever a broker would close the connection for is refused here, with a reason for people.
 
 mod letterhead;
+mod priority;
 mod queue;
 mod sender;
 #[cfg(test)]
@@ -20,7 +21,8 @@ mod tests;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-pub use letterhead::{Letterhead, LetterheadError};
+pub use letterhead::{Brief, Letterhead, LetterheadError};
+pub use priority::Ahead;
 pub use queue::{Order, Place, Queue};
 pub use sender::{Pace, Sender, Verdicts};
 

@@ -31,13 +31,21 @@ impl Order {
             Self::OldestFirst => modified,
             Self::NewestFirst => modified.saturating_neg(),
         };
-        Place { rank, name }
+        Place { class: Class::Usual, rank, name }
     }
+}
+
+/// Before the order comes who goes ahead, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Ahead(i64),
+    Usual,
 }
 
 /// A file's place in the order.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
+    class: Class,
     rank: i64,
     name: OsString,
 }
@@ -47,6 +55,24 @@ impl Place {
     #[must_use]
     pub fn name(&self) -> &OsStr {
         &self.name
+    }
+
+    /// Ahead of all that are not, and of those with larger numbers.
+    #[must_use]
+    pub fn ahead(self, priority: i64) -> Self {
+        Self { class: Class::Ahead(priority), ..self }
+    }
+
+    /// Not ahead.
+    #[must_use]
+    pub fn usual(self) -> Self {
+        Self { class: Class::Usual, ..self }
+    }
+
+    /// Whether it is ahead of the order.
+    #[must_use]
+    pub const fn is_ahead(&self) -> bool {
+        matches!(self.class, Class::Ahead(_))
     }
 }
 

@@ -175,6 +175,8 @@ table! {
         topic_prefix: String = "topic-prefix",
         topic_suffix: String = "topic-suffix",
         letterhead_file: PathBuf = "letterhead-file",
+        letterhead_generator: PathBuf = "letterhead-generator",
+        priorities: bool = "priorities",
         reserved_topics: bool = "reserved-topics",
         keep_failed: u32 = "keep-failed",
         keep_failed_bytes: Bytes = "keep-failed-bytes",

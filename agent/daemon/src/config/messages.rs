@@ -48,11 +48,17 @@ impl Check<'_> {
         MessagesSettings {
             directory: self.some_absolute(&key("directory"), f.directory, AREA).unwrap_or_default(),
             letterhead_file: self.some_absolute(&key("letterhead-file"), f.letterhead_file, AREA),
+            letterhead_generator: self.some_absolute(
+                &key("letterhead-generator"),
+                f.letterhead_generator,
+                AREA,
+            ),
             pace: Pace {
                 concurrency: usize::from(concurrency),
                 rate: f.rate.unwrap_or(100),
                 retries: f.retries.unwrap_or(2),
             },
+            priorities: f.priorities.unwrap_or(false),
             order: self.one_of(&key("order"), f.order, orders),
             topic_prefix: self.affix(&key("topic-prefix"), f.topic_prefix, reserved),
             // Behind the beginning of a topic, where nothing is reserved.

@@ -290,6 +290,8 @@ pub struct MessagesSettings {
     pub topic_prefix: String,
     pub topic_suffix: String,
     pub letterhead_file: Option<PathBuf>,
+    pub letterhead_generator: Option<PathBuf>,
+    pub priorities: bool,
     pub reserved: Reserved,
     /// Of failed/.
     pub keep: Keep,

@@ -5,6 +5,8 @@
 //! comes and goes, and asks them how they are.
 
 mod bounds;
+mod generator;
+mod priority;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -13,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use otandem_core::time::Boottime;
+use otandem_device::run::Stop;
 use otandem_device::spool::Bell;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
@@ -35,6 +38,8 @@ struct Thread {
     orders: mpsc::Sender<Order>,
     bell: Bell,
     shown: Arc<Mutex<Shown>>,
+    /// Ends a program that makes a letterhead.
+    stop: Stop,
 }
 
 impl Messages {
@@ -57,9 +62,11 @@ impl Thread {
             let _ = told.send(Order::Fate(fate));
             rung.ring();
         });
-        let worker = Worker::new(settings, outbound, fates, inbox, bell.clone(), Arc::clone(&shown));
+        let stop = Stop::new()?;
+        let seen = Arc::clone(&shown);
+        let worker = Worker::new(settings, outbound, fates, inbox, bell.clone(), seen, stop.clone());
         std::thread::Builder::new().name("messages".into()).spawn(move || worker.run())?;
-        Ok(Self { name, directory, orders, bell, shown })
+        Ok(Self { name, directory, orders, bell, shown, stop })
     }
 
     fn tell(&self, order: Order) {
@@ -70,6 +77,7 @@ impl Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
+        self.stop.stop();
         self.tell(Order::Stop);
     }
 }

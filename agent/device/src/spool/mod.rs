@@ -37,6 +37,12 @@ pub use watch::{Bell, Found, Watch};
 const MAX_STUCK: usize = 4096;
 /// What an action directory consists of.
 const PARTS: [&str; 3] = ["tmp", "new", "failed"];
+/// How a file is opened: a writer of a pipe is not waited for, a link is not followed.
+const READ: OFlag = OFlag::O_RDONLY
+    .union(OFlag::O_NOFOLLOW)
+    .union(OFlag::O_NONBLOCK)
+    .union(OFlag::O_NOCTTY)
+    .union(OFlag::O_CLOEXEC);
 /// Where a file goes on its way out.
 const LEAVING: &str = ".otandem-leaving";
 
@@ -194,10 +200,7 @@ impl Spool {
     /// Reads a file, without ever waiting for a writer.
     #[must_use]
     pub fn load(&mut self, name: &OsStr) -> Loaded {
-        // A writer of a pipe is not waited for, a link is not followed.
-        let flags =
-            OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let opened = nix::fcntl::openat(self.new.fd(), name, flags, Mode::empty());
+        let opened = nix::fcntl::openat(self.new.fd(), name, READ, Mode::empty());
         let file = match opened {
             Ok(fd) => File::from(fd),
             Err(Errno::ENOENT) => {
@@ -229,6 +232,19 @@ impl Spool {
             Ok(_) => Loaded::Content(entry, bytes),
             Err(e) => Loaded::Refused(entry, format!("it cannot be read: {e}")),
         }
+    }
+
+    /// The content of a file that may be read, for a look at it before its turn comes.
+    #[must_use]
+    pub fn peek(&self, name: &OsStr) -> Option<Vec<u8>> {
+        let file = File::from(nix::fcntl::openat(self.new.fd(), name, READ, Mode::empty()).ok()?);
+        let stat = Stat::of(&file).ok()?;
+        if stat.kind != Kind::File || stat.identity.size() > self.most {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(stat.identity.size()).unwrap_or_default());
+        file.take(self.most).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
     }
 
     /// What cannot be opened: a link, a socket, no permission.

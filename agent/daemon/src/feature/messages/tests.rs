@@ -36,6 +36,8 @@ impl Bench {
             topic_prefix: String::new(),
             topic_suffix: String::new(),
             letterhead_file: None,
+            letterhead_generator: None,
+            priorities: false,
             reserved: Reserved::Refused,
             keep: Keep { files: 100, bytes: 8 << 20 },
             bounds: Limits::default(),
@@ -385,4 +387,84 @@ fn what_is_told_of_a_directory_names_it() {
     let status = bench.wait("a status", |_| true);
     assert_eq!(status["directory"].as_str().map(Path::new), Some(bench.settings.directory.as_path()));
     assert!(bench.settings.directory.starts_with(bench.dir.path()));
+}
+
+#[test]
+fn a_program_makes_a_letterhead_for_each_message_and_where_it_fails_that_message_does() {
+    let mut bench = Bench::new(|_| {});
+    let program = bench.dir.path().join("generator");
+    let script = "#!/bin/sh\n[ \"$MESSAGE_PRIORITY\" != 9 ] || { echo sad >&2; exit 3; }\n\
+        printf '{\"topic\": \"from/it\", \"payload\": {\"told\": \"%s|%s|%s|%s\"}}' \"$MESSAGE_TOPIC\" \"${MESSAGE_FILENAME##*/new/}\" \
+        \"$MESSAGE_PRIORITY_SLOT\" \"${MESSAGE_TIMESTAMP%%??????????}\"\n\
+        test \"${MESSAGE_TIMESTAMP%???.*}\" = \"$MESSAGE_TIMESTAMP_S\"\n";
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    bench.settings.letterhead_generator = Some(program);
+    bench.put("1", r#"{"topic": "a", "payload": {"own": 1}, "priority_slot": "x"}"#);
+    bench.put("2", r#"{"payload": 2, "priority": 9}"#);
+    bench.put("3", r#"{"payload": [3]}"#);
+    for name in ["1", "3"] {
+        let file = fs::File::options().write(true).open(bench.path("new").join(name)).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH + Duration::from_millis(1_500_000_000_250)).unwrap();
+    }
+    bench.start();
+    bench.up();
+    let mut posts = vec![];
+    while posts.len() < 2 {
+        posts.extend(bench.posts());
+    }
+    let [one, three] = posts.as_slice() else { panic!("{posts:?}") };
+    assert_eq!((one.topic.as_str(), three.topic.as_str()), ("a", "from/it"));
+    let told: Value = serde_json::from_slice(&one.payload).unwrap();
+    assert_eq!(told, json!({ "own": 1, "told": "a|1|x|1500000000" }));
+    assert_eq!(&three.payload[..], b"[3]", "what is no object is the message's own");
+    bench.wait("one refused", |s| s["failed"] == 1);
+    let reason = fs::read_to_string(bench.path("failed/2.reason")).unwrap();
+    assert!(reason.contains("exit code 3: sad"), "{reason}");
+}
+
+/// The topic tells the name, the slot holds the newest by time of modification.
+fn rank(bench: &Bench, name: &str, members: &str, seconds: u64) {
+    fs::write(bench.path("tmp").join(name), format!("{{\"topic\":\"t\",\"payload\":{name:?}{members}}}"))
+        .unwrap();
+    let file = fs::File::options().write(true).open(bench.path("tmp").join(name)).unwrap();
+    file.set_modified(std::time::UNIX_EPOCH + Duration::from_secs(seconds)).unwrap();
+    fs::rename(bench.path("tmp").join(name), bench.path("new").join(name)).unwrap();
+}
+
+#[test]
+fn a_priority_goes_ahead_by_its_number_and_of_a_slot_only_the_newest() {
+    let mut bench = Bench::new(|settings| {
+        settings.priorities = true;
+        settings.pace.concurrency = 1;
+    });
+    rank(&bench, "a", "", 9);
+    rank(&bench, "b", ",\"priority_slot\":\"s\"", 3);
+    rank(&bench, "c", ",\"priority_slot\":\"s\"", 2);
+    rank(&bench, "d", ",\"priority\":0", 1);
+    rank(&bench, "e", ",\"priority\":5,\"priority_slot\":\"other\"", 1);
+    rank(&bench, "f", ",\"priority\":\"no number\"", 1);
+    rank(&bench, "g", "", 1);
+    bench.start();
+    bench.up();
+    assert_eq!(bench.acknowledge(3), ["d", "b", "e"]);
+    // While one is on its way, a newer one of its slot comes, and takes the place of one that waited ahead.
+    let posts = bench.posts();
+    assert_eq!(&posts[0].payload[..], b"a");
+    rank(&bench, "h", ",\"priority_slot\":\"t\"", 5);
+    rank(&bench, "i", ",\"priority_slot\":\"t\"", 6);
+    bench.wait("both", |s| s["waiting"] == 6);
+    bench.tell(Fate::Published(vec![posts[0].id]));
+    assert_eq!(bench.acknowledge(5), ["i", "c", "f", "g", "h"]);
+    bench.wait_empty();
+}
+
+#[test]
+fn without_priorities_nothing_goes_ahead() {
+    let mut bench = Bench::new(|_| {});
+    rank(&bench, "a", "", 1);
+    rank(&bench, "b", ",\"priority\":0", 1);
+    bench.start();
+    bench.up();
+    assert_eq!(bench.acknowledge(2), ["a", "b"]);
 }

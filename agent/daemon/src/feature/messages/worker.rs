@@ -9,13 +9,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use otandem_core::messages::{self, Letterhead, MAX_FILE, MAX_PAYLOAD, Rules, Sender, Verdicts};
+use otandem_core::messages::{
+    self, Brief, Letterhead, MAX_FILE, MAX_PAYLOAD, Place, Rules, Sender, Verdicts,
+};
 use otandem_core::time::Boottime;
 use otandem_device::machine::now as boottime;
+use otandem_device::run::Stop;
 use otandem_device::spool::{After, Bell, Entry, Found, Loaded, Spool, Watch};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::bounds::Bounds;
+use super::generator;
+use super::priority::Priorities;
 use crate::cloud::channel::{Fate, Fates, Outbound, Post};
 use crate::config::MessagesSettings;
 
@@ -79,7 +84,9 @@ pub(super) struct Worker {
     orders: Receiver<Order>,
     bell: Bell,
     shown: Arc<Mutex<Shown>>,
+    stop: Stop,
     sender: Sender,
+    priorities: Priorities,
     bounds: Bounds,
     /// The files of messages on their way, by id, which only grows.
     held: VecDeque<(u64, Entry)>,
@@ -101,6 +108,7 @@ impl Worker {
         orders: Receiver<Order>,
         bell: Bell,
         shown: Arc<Mutex<Shown>>,
+        stop: Stop,
     ) -> Self {
         let rules = Rules {
             prefix: settings.topic_prefix.clone(),
@@ -110,6 +118,7 @@ impl Worker {
         };
         Self {
             sender: Sender::new(settings.pace),
+            priorities: Priorities::new(settings.priorities, settings.order),
             bounds: Bounds::new(settings.bounds),
             settings,
             rules,
@@ -118,6 +127,7 @@ impl Worker {
             orders,
             bell,
             shown,
+            stop,
             held: VecDeque::new(),
             held_bytes: 0,
             beyond: 0,
@@ -252,9 +262,8 @@ impl Worker {
 
     fn came(&mut self, spool: &Spool, name: &OsStr) {
         self.bounds.came(spool, name);
-        let order = self.settings.order;
-        let modified = if order.by_time() { spool.modified(name) } else { 0 };
-        self.sender.came(order.place(name.to_owned(), modified));
+        let place = self.priorities.place(spool, name.to_owned());
+        self.sender.came(place);
     }
 
     /// Drops what is too much.
@@ -273,9 +282,9 @@ impl Worker {
     /// Reads the whole directory, of which the sender remembers the beginning.
     fn scan(&mut self, spool: &mut Spool) -> Result<(), String> {
         self.bound(spool)?;
-        let (order, sender) = (self.settings.order, &mut self.sender);
+        let (priorities, sender) = (&mut self.priorities, &mut self.sender);
         sender.scan();
-        let all = spool.scan(order.by_time(), |name, modified| sender.seen(order.place(name, modified)));
+        let all = spool.scan(false, |name, _| sender.seen(priorities.place(spool, name)));
         let all = all.map_err(|e| e.to_string())?;
         self.beyond = all.saturating_sub(self.sender.waiting() as u64);
         Ok(())
@@ -293,8 +302,14 @@ impl Worker {
                     self.last_error = Some(format!("a file cannot be read now: {e}"));
                     self.sender.rest(place, now);
                 }
-                Loaded::Content(entry, bytes) => match messages::read(&bytes, &self.rules) {
-                    Err(refusal) => self.refuse(spool, &entry, &refusal.to_string()),
+                Loaded::Content(_, bytes) if self.priorities.fell_back(&place, &bytes) => {
+                    // It waits for its usual turn.
+                    self.sender.came(place.usual());
+                }
+                Loaded::Content(entry, bytes) => match self.message(spool, &entry, &bytes, &place) {
+                    // What was interrupted by the end of the agent is not to blame.
+                    Err(_) if self.stop.is_set() => break,
+                    Err(refusal) => self.refuse(spool, &entry, &refusal),
                     Ok(message) => {
                         let alone = self.sender.is_suspect(&place);
                         let id = self.sender.sent(place, now);
@@ -310,6 +325,26 @@ impl Worker {
             }
         }
         self.hand_on(batch);
+    }
+
+    /// What a file says, with its letterhead.
+    fn message(
+        &mut self,
+        spool: &Spool,
+        entry: &Entry,
+        bytes: &[u8],
+        place: &Place,
+    ) -> Result<messages::Message, String> {
+        let MessagesSettings { directory, letterhead_file, letterhead_generator, .. } = &self.settings;
+        if let (Some(program), None) = (letterhead_generator, letterhead_file) {
+            let mut brief = Brief::of(bytes, &self.rules).map_err(|refusal| refusal.to_string())?;
+            brief.prioritised = place.is_ahead();
+            let file = directory.join("new").join(&entry.name);
+            let modified = spool.modified(&entry.name);
+            let made = generator::letterhead(program, &file, modified, brief, &self.stop)?;
+            self.rules.letterhead = Some(made);
+        }
+        messages::read(bytes, &self.rules).map_err(|refusal| refusal.to_string())
     }
 
     /// As much is on its way as may be in memory.
@@ -333,7 +368,7 @@ impl Worker {
                     self.sent += 1;
                     let entry = self.release(id);
                     if let (Some(spool), Some(entry)) = (spool.as_deref_mut(), entry) {
-                        self.bounds.left(&entry);
+                        self.left(&entry);
                         let after = spool.done(&entry);
                         self.after(spool, &entry, after);
                     }
@@ -373,8 +408,14 @@ impl Worker {
         }
     }
 
-    fn refuse(&mut self, spool: &mut Spool, entry: &Entry, why: &str) {
+    /// A file is about to leave.
+    fn left(&mut self, entry: &Entry) {
         self.bounds.left(entry);
+        self.priorities.left(&entry.name);
+    }
+
+    fn refuse(&mut self, spool: &mut Spool, entry: &Entry, why: &str) {
+        self.left(entry);
         let after = spool.fail(entry, why);
         let line = format!("{:?}: {why}", entry.name);
         self.unlogged += 1;
