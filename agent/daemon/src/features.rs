@@ -154,10 +154,10 @@ pub fn connect(
     {
         let id = cloud.client_id.clone().unwrap_or_else(|| thing.to_owned());
         let name = "cloud session";
-        return Some(crate::cloud::connect::start(name, cloud, network, id, topics, wallet, clock));
+        Some(crate::cloud::connect::start(name, cloud, network, id, topics, wallet, clock))
     }
     #[cfg(not(feature = "session"))]
-    return None;
+    None
 }
 
 /// Jobs; `None` where this build has none.
