@@ -175,7 +175,7 @@ impl Inner {
             Source::Files { cert, key } => load(cert, key, &self.clock)?,
             Source::Store(store) => {
                 let (name, identity) = from_store(store, &self.rotation, &self.clock)?;
-                if self.rotation.shown() != Some(&name) {
+                if self.rotation.shown() != Some(&name) && self.keeping == Keeping::Preference {
                     tracing::info!("the certificate {name} is shown to the broker");
                 }
                 self.rotation.show(&name);
