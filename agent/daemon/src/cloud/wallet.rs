@@ -69,7 +69,6 @@ enum Source {
         key: PathBuf,
     },
     Store(Store),
-    #[cfg(test)]
     Ready(Arc<ClientConfig>),
 }
 
@@ -108,9 +107,9 @@ impl Wallet {
         })))
     }
 
-    /// Always shows the same.
-    #[cfg(test)]
-    pub(crate) fn ready(tls: Arc<ClientConfig>) -> Self {
+    /// Always shows the same, which is in memory.
+    #[must_use]
+    pub fn ready(tls: Arc<ClientConfig>) -> Self {
         Self::of(Source::Ready(tls), None, 0, Clock::new(0), Keeping::Nothing)
     }
 
@@ -170,7 +169,6 @@ impl Inner {
             return Ok(Arc::clone(tls));
         }
         let identity = match &self.source {
-            #[cfg(test)]
             Source::Ready(tls) => return Ok(Arc::clone(tls)),
             Source::Files { cert, key } => load(cert, key, &self.clock)?,
             Source::Store(store) => {
