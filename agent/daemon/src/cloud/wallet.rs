@@ -64,10 +64,7 @@ struct Inner {
 }
 
 enum Source {
-    Files {
-        cert: PathBuf,
-        key: PathBuf,
-    },
+    Files { cert: PathBuf, key: PathBuf },
     Store(Store),
     Ready(Arc<ClientConfig>),
 }
