@@ -4,13 +4,13 @@
 
 use otandem_core::formats::{self, ArrayStyle, Format};
 use otandem_core::services::definition;
-use otandem_core::{filter, fota, frame, image, jobs, messages, record, seal};
+use otandem_core::{filter, fota, frame, image, jobs, messages, provisioning, record, seal};
 
 /// What runs on one input.
 pub type Target = fn(&[u8]);
 
 /// Name and function of each target.
-pub const ALL: [(&str, Target); 12] = [
+pub const ALL: [(&str, Target); 13] = [
     ("job_document", job_document),
     ("job_plan", job_plan),
     ("jobs_payload", jobs_payload),
@@ -23,6 +23,7 @@ pub const ALL: [(&str, Target); 12] = [
     ("dotenv", settings_in_dotenv),
     ("definition", definition_of_a_service),
     ("topic_filter", topic_filter),
+    ("provisioning", answers_of_provisioning),
 ];
 
 /// A job document as text.
@@ -155,5 +156,24 @@ pub fn topic_filter(data: &[u8]) {
         let covers = [filter.covers(&other), other.covers(&filter)];
         let kept = filter::widest([&filter, &other]).len();
         assert_eq!(kept, if covers == [false; 2] { 2 } else { 1 }, "{first} {second}");
+    }
+}
+
+/// What the cloud says while a device is provisioned, and the record that an attempt leaves.
+pub fn answers_of_provisioning(data: &[u8]) {
+    use provisioning::{KeyOrigin, answer, is_thing_name};
+    for key in [KeyOrigin::Device, KeyOrigin::Cloud] {
+        if let Ok(made) = answer::created(data, key) {
+            assert!(answer::is_certificate_id(&made.certificate), "an id that names no directory");
+            assert!(made.key.is_some() == (key == KeyOrigin::Cloud));
+        }
+    }
+    if let Ok(registered) = answer::registered(data) {
+        assert!(is_thing_name(&registered.thing), "a name that is none");
+    }
+    let said = answer::rejected(data).to_string();
+    assert!(!said.contains(char::is_control), "a line that is not one");
+    if let Some(found) = provisioning::record::Record::from_bytes(data) {
+        assert!(provisioning::record::Record::from_bytes(&found.to_bytes()) == Some(found));
     }
 }

@@ -129,6 +129,55 @@ class Console:
             # The data plane can only be asked.
             time.sleep(0.1)
 
+    def add_claim(self, template, folder):
+        """A provisioning template that names things by their serial number, and a factory's store with a claim for it."""
+        base = f"arn:aws:iot:{REGION}:{self.account}"
+        body = {
+            "Parameters": {"SerialNumber": {"Type": "String"}, "AWS::IoT::Certificate::Id": {"Type": "String"}},
+            "Resources": {
+                "thing": {"Type": "AWS::IoT::Thing", "Properties": {"ThingName": {"Ref": "SerialNumber"}}},
+                "certificate": {"Type": "AWS::IoT::Certificate", "Properties": {
+                    "CertificateId": {"Ref": "AWS::IoT::Certificate::Id"}, "Status": "ACTIVE"}},
+                "policy": {"Type": "AWS::IoT::Policy", "Properties": {"PolicyName": POLICY}},
+            },
+            "DeviceConfiguration": {"site": "north"},
+        }
+        trust = {"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Principal": {"Service": "iot.amazonaws.com"}, "Action": "sts:AssumeRole"}]}
+        register = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "iot:*", "Resource": "*"}]}
+        role = self.iam.create_role(RoleName=f"{template}-role", AssumeRolePolicyDocument=json.dumps(trust))["Role"]
+        self.iam.put_role_policy(RoleName=role["RoleName"], PolicyName="register", PolicyDocument=json.dumps(register))
+        self.iot.create_provisioning_template(
+            templateName=template, templateBody=json.dumps(body), enabled=True, provisioningRoleArn=role["Arn"])
+        asked = ["$aws/certificates/create/json", f"$aws/provisioning-templates/{template}/provision/json"]
+        rights = {"Version": "2012-10-17", "Statement": [
+            {"Effect": "Allow", "Action": "iot:Connect", "Resource": f"{base}:client/*-fp"},
+            {"Effect": "Allow", "Action": "iot:Publish", "Resource": [f"{base}:topic/{t}" for t in asked]},
+            {"Effect": "Allow", "Action": "iot:Subscribe", "Resource": [f"{base}:topicfilter/{t}/*" for t in asked]},
+            {"Effect": "Allow", "Action": "iot:Receive", "Resource": [f"{base}:topic/{t}/*" for t in asked]},
+        ]}
+        self.iot.create_policy(policyName=f"{template}-claim", policyDocument=json.dumps(rights))
+        made = self.iot.create_keys_and_certificate(setAsActive=True)
+        self.iot.attach_policy(policyName=f"{template}-claim", target=made["certificateArn"])
+        folder.mkdir(parents=True, mode=0o700)
+        for name, text in (("cert.pem", made["certificatePem"]), ("key.pem", made["keyPair"]["PrivateKey"])):
+            descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+
+    def wait_thing(self, thing, limit, broken):
+        """The certificates of a thing, once it is registered."""
+        end = time.monotonic() + limit
+        while True:
+            things = [t["thingName"] for t in self.iot.list_things()["things"]]
+            found = self.iot.list_thing_principals(thingName=thing)["principals"] if thing in things else []
+            if found:
+                return found
+            if broken() or time.monotonic() > end:
+                raise AssertionError(f"no thing {thing} within {limit} s: {broken()}")
+            # The control plane can only be asked.
+            time.sleep(0.1)
+
     def upload(self, key, path):
         """Puts a file into the bucket; what stands for its URL in a job document."""
         with path.open("rb") as body:

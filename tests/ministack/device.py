@@ -93,7 +93,8 @@ class Device:
                 "cloud-timeout": "1min",
                 "reboot-command": [reboot],
             },
-            "cloud": {
+            # One without an identity says itself how it gets one.
+            "cloud": identity and {
                 "endpoint": cloud.MQTT[0], "port": cloud.MQTT[1], "thing-name": identity.thing, "ca": ca,
                 "cert": identity.cert, "key": identity.key,
             },

@@ -5,7 +5,7 @@ usage: scenarios.py --programs DIR [--full] [--only NAME]... [--keep]
 
   --programs DIR  holds `otandem` and `otandem-simulator`
   --full          also the scenarios that wait for a URL to expire (a minute each)
-  --only NAME     peer, good, bad, table, templates, shadows, expired
+  --only NAME     peer, good, bad, claim, table, templates, shadows, expired
   --keep          leaves the folder with images, logs and configuration, and says where
 
 Prints `ok  ...` or `FAIL ...` for each promise, `skip ...` for a row of a table that cannot be run here, `-- ...` for
@@ -14,6 +14,7 @@ what goes on. Exit status 0 if nothing failed.
 
 import argparse
 import hashlib
+import json
 import pathlib
 import shutil
 import signal
@@ -44,7 +45,7 @@ JOB_LIMIT = 120  # seconds; a scenario takes five
 URL_LIFE = 60  # seconds; the shortest that the service takes
 
 # The last one only with --full.
-NAMES = ("peer", "good", "bad", "table", "templates", "shadows", "expired")
+NAMES = ("peer", "good", "bad", "claim", "table", "templates", "shadows", "expired")
 
 counts = {"ok": 0, "FAIL": 0}
 
@@ -226,6 +227,36 @@ def bad_image_is_rolled_back(world, device, good):
     promise("bad: A was really written and tried", slot_holds(device.slots["A"], bad))
 
 
+def claim_becomes_a_device(world):
+    """A device with nothing but a claim: its own certificate, then a job. (This cloud makes certificates with their key
+    alone: `create-from-csr` is held by the system tests.)"""
+    thing, folder = "provisioned", world.folder / "provisioned"
+    world.console.add_claim("gateways", folder / "claim")
+    store, told = folder / "store", folder / "told.json"
+    settings = {
+        "cloud": {"endpoint": cloud.MQTT[0], "port": cloud.MQTT[1], "ca": world.cloud.ca, "cert-store": store},
+        "provisioning": {"claim-store": folder / "claim", "template": "gateways", "key": "cloud", "outfile": told},
+        "provisioning.parameters": {"SerialNumber": thing},
+    }
+    factory = world.image("1.0").raw
+    device = devices.Device(folder, world.programs, None, world.cloud.ca, factory, settings)
+    with device:
+        owned = world.console.wait_thing(thing, JOB_LIMIT, lambda: device.broken)
+        promise("claim: one certificate belongs to the thing", len(owned) == 1, len(owned))
+        world.job("claimed", thing, world.image("2.0"), 1)
+        seen, _ = world.console.watch("claimed", thing, JOB_LIMIT, lambda: device.broken)
+        promise("claim: the device takes a job and succeeds", seen[-1] == "SUCCEEDED", " -> ".join(seen))
+        own = owned[0].rsplit("/", 1)[1]
+        preferred = store / "preferred"
+        promise("claim: its certificate is the preferred one", preferred.readlink() == pathlib.Path(own))
+        mode = (store / own / f"{own}-private.pem.key").stat().st_mode & 0o777
+        promise("claim: nobody else can read its key", mode == 0o600, oct(mode))
+        wanted = {"thing": thing, "configuration": {"site": "north"}}
+        promise("claim: the template's configuration is told", json.loads(told.read_text()) == wanted)
+        again = world.console.wait_thing(thing, JOB_LIMIT, lambda: device.broken)
+        promise("claim: the reboot asked for no other one", again == owned, len(again))
+
+
 def every_row_of_the_table(world):
     """What the lab's device refuses, this cloud's refuses too: same status, same reason, nothing changed."""
     wanted, unable = table.rows()
@@ -384,6 +415,8 @@ def main():
                 guarded("peer", peer_takes_a_job_within_the_policy, world, options.full)
             if wanted & {"good", "bad"}:
                 guarded("good", good_and_bad, world, wanted)
+            if "claim" in wanted:
+                guarded("claim", claim_becomes_a_device, world)
             if "table" in wanted:
                 guarded("table", every_row_of_the_table, world)
             if "templates" in wanted:

@@ -155,11 +155,14 @@ pub fn connect(
     wallet: Wallet,
     clock: Arc<Clock>,
 ) -> Option<Ends> {
-    let (name, id) = ("cloud session", cloud.client_id.clone().unwrap_or_else(|| thing.to_owned()));
     #[cfg(feature = "session")]
-    return Some(crate::cloud::connect::start(name, cloud, network, id, topics, wallet, clock));
+    {
+        let id = cloud.client_id.clone().unwrap_or_else(|| thing.to_owned());
+        let name = "cloud session";
+        Some(crate::cloud::connect::start(name, cloud, network, id, topics, wallet, clock))
+    }
     #[cfg(not(feature = "session"))]
-    return None;
+    None
 }
 
 /// Jobs; `None` where this build has none.

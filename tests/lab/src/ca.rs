@@ -5,12 +5,16 @@ use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SignatureAlgorithm,
 };
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use tokio_rustls::rustls::pki_types::CertificateDer;
+use x509_cert::der::{DecodePem as _, Encode as _};
+use x509_cert::request::CertReq;
 
 /// Where the lab listens.
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -26,6 +30,9 @@ pub enum CaError {
         /// What the certificate library said.
         source: rcgen::Error,
     },
+    /// What should be a request for a certificate is none, or is not signed by its key.
+    #[error("not a request for a certificate that a P-256 key has signed")]
+    Request,
     /// A file could not be written.
     #[error("cannot write {path}: {source}; is the folder there and writable?", path = path.display())]
     Write {
@@ -106,9 +113,10 @@ pub(crate) fn write_file(path: &Path, text: &str, mode: u32) -> Result<(), CaErr
         .map_err(|source| CaError::Write { path: path.to_owned(), source })
 }
 
-/// A root that signs servers and devices.
+/// A root that signs servers and devices. Clones are the same root.
+#[derive(Clone)]
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Arc<Issuer<'static, KeyPair>>,
     pem: String,
     der: CertificateDer<'static>,
 }
@@ -126,7 +134,7 @@ impl Authority {
             let key = KeyPair::generate()?;
             let certificate = params.self_signed(&key)?;
             let (pem, der) = (certificate.pem(), certificate.der().clone());
-            Ok(Self { issuer: Issuer::new(params, key), pem, der })
+            Ok(Self { issuer: Arc::new(Issuer::new(params, key)), pem, der })
         };
         make().map_err(|source| CaError::Make { name: name.to_owned(), source })
     }
@@ -149,6 +157,24 @@ impl Authority {
     /// [`CaError::Make`] when the key or the certificate cannot be made.
     pub fn device(&self, common_name: &str, validity: Validity) -> Result<Identity, CaError> {
         self.issue(common_name, validity, ExtendedKeyUsagePurpose::ClientAuth, Vec::new())
+    }
+
+    /// A client certificate for the P-256 key that signed `request` (PKCS#10, PEM), whatever subject that names; PEM, and
+    /// the public key.
+    ///
+    /// # Errors
+    /// [`CaError::Request`] for anything else, [`CaError::Make`].
+    pub fn sign(&self, common_name: &str, request: &str) -> Result<(String, Vec<u8>), CaError> {
+        let key = requested(request).ok_or(CaError::Request)?;
+        let make = || {
+            let mut params = params(common_name, Validity::Now)?;
+            params.is_ca = IsCa::ExplicitNoCa;
+            params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+            params.signed_by(&P256(key.clone()), &*self.issuer)
+        };
+        let certificate = make().map_err(|source| make_error(common_name, source))?;
+        Ok((certificate.pem(), key))
     }
 
     /// A server certificate for `localhost`, 127.0.0.1 and `address`, under which the clients find the server.
@@ -184,7 +210,7 @@ impl Authority {
             params.extended_key_usages = vec![usage];
             params.use_authority_key_identifier_extension = true;
             let key = KeyPair::generate()?;
-            let certificate = params.signed_by(&key, &self.issuer)?;
+            let certificate = params.signed_by(&key, &*self.issuer)?;
             Ok(Identity {
                 common_name: common_name.to_owned(),
                 certificate_pem: certificate.pem(),
@@ -193,6 +219,30 @@ impl Authority {
         };
         make().map_err(|source| make_error(common_name, source))
     }
+}
+
+/// A public key, as a point.
+struct P256(Vec<u8>);
+
+impl PublicKeyData for P256 {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &PKCS_ECDSA_P256_SHA256
+    }
+}
+
+/// The public key of a request that it signed itself.
+fn requested(request: &str) -> Option<Vec<u8>> {
+    let request = CertReq::from_pem(request).ok()?;
+    let key = request.info.public_key.subject_public_key.as_bytes()?.to_vec();
+    let signed = request.info.to_der().ok()?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &key)
+        .verify(&signed, request.signature.as_bytes()?)
+        .ok()?;
+    Some(key)
 }
 
 fn make_error(name: &str, source: rcgen::Error) -> CaError {

@@ -16,6 +16,7 @@ use crate::images::{Access, Images, Object, ObjectError, Scheme, sign};
 use crate::jobs::{Force, JobError, JobSpec};
 use crate::mqtt::Limits;
 use crate::policy::Policy;
+use crate::provisioning::{CERTIFICATES, Provisioner, TEMPLATES};
 use crate::record::Snapshot;
 use crate::servers::{Servers, https_tls, listen, mqtt_tls, port};
 use crate::world::{Hook, Shared, World, sign_url};
@@ -200,6 +201,28 @@ impl Lab {
     /// Serves requests on topics that match `filter`: the seam for further services.
     pub fn hook(&self, filter: &str, hook: Hook) {
         self.world(|world| world.hooks.push((filter.to_owned(), hook)));
+    }
+
+    /// Lets a certificate be that of a thing, beside others.
+    pub fn register(&self, common_name: &str, thing: &str) {
+        let registered = self.world(|world| Arc::clone(&world.registered));
+        let mut registered = registered.lock().unwrap_or_else(PoisonError::into_inner);
+        registered.insert(common_name.to_owned(), thing.to_owned());
+    }
+
+    /// Serves fleet provisioning with this template from now on; policies must allow it.
+    #[must_use]
+    pub fn provisioning(&self, template: &str) -> Arc<Mutex<Provisioner>> {
+        let registered = self.world(|world| Arc::clone(&world.registered));
+        let provisioner = Provisioner::new(self.0.authority.clone(), registered, template);
+        let provisioner = Arc::new(Mutex::new(provisioner));
+        for filter in [CERTIFICATES, TEMPLATES] {
+            let service = Arc::clone(&provisioner);
+            let serve =
+                move |request: &_| service.lock().unwrap_or_else(PoisonError::into_inner).serve(request);
+            self.hook(filter, Box::new(serve));
+        }
+        provisioner
     }
 
     /// Creates a job and tells the devices.

@@ -20,6 +20,7 @@ pub mod jobs;
 pub mod lab;
 pub mod mqtt;
 pub mod policy;
+pub mod provisioning;
 pub mod record;
 mod servers;
 pub mod shadow;

@@ -112,6 +112,20 @@ impl Policy {
         self.allow(Action::Subscribe, &topic).allow(Action::Receive, &topic)
     }
 
+    /// Adds what a claim needs: any client id that ends in `-fp`, certificates with and without a request, and the
+    /// registration by one template.
+    #[must_use]
+    pub fn with_provisioning(self, template: &str) -> Self {
+        let register = format!("$aws/provisioning-templates/{template}/provision/json");
+        let asked = ["$aws/certificates/create/json", "$aws/certificates/create-from-csr/json", &register];
+        asked.iter().fold(self.allow(Action::Connect, "*-fp"), |policy, topic| {
+            policy
+                .allow(Action::Publish, topic)
+                .allow(Action::Subscribe, &format!("{topic}/*"))
+                .allow(Action::Receive, &format!("{topic}/*"))
+        })
+    }
+
     /// Reads a policy document. Region and account are not looked at; conditions are not known to the lab and are
     /// refused rather than ignored.
     ///

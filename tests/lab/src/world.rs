@@ -18,6 +18,7 @@ use crate::jobs::Jobs;
 use crate::jobs::queue::Notice;
 use crate::mqtt::{Limits, topics};
 use crate::policy::{Action, Policy};
+use crate::provisioning::Registered;
 use crate::record::{Direction, Record, Snapshot};
 
 /// A message from a device, as a hook sees it.
@@ -105,6 +106,8 @@ pub(crate) struct World {
     pub hooks: Vec<(String, Hook)>,
     /// Common names of certificates, and whether they are active.
     pub things: BTreeMap<String, bool>,
+    /// Certificates that were registered by [`crate::provisioning`].
+    pub registered: Registered,
     sessions: BTreeMap<String, Session>,
     connections: u64,
     held: BTreeMap<String, Notice>,
@@ -168,6 +171,7 @@ impl World {
             record: Record::default(),
             hooks: Vec::new(),
             things: BTreeMap::new(),
+            registered: Registered::default(),
             sessions: BTreeMap::new(),
             connections: 0,
             held: BTreeMap::new(),
@@ -194,8 +198,12 @@ impl World {
         self.event(thing, "offence", text);
     }
 
-    pub fn is_active(&self, common_name: &str) -> bool {
-        self.things.get(common_name).copied().unwrap_or(false)
+    /// The thing of a certificate, if that is active.
+    pub fn thing_of(&self, common_name: &str) -> Option<String> {
+        match self.things.get(common_name) {
+            Some(active) => active.then(|| common_name.to_owned()),
+            None => self.registered.lock().unwrap_or_else(PoisonError::into_inner).get(common_name).cloned(),
+        }
     }
 
     /// Opens a session, taking over one of the same client id. `Err` is the CONNACK code to refuse with; none closes

@@ -137,7 +137,9 @@ impl Session {
                 Ok(tls) => self.connection(tls).await?,
                 Err(reason) => End { reason, next: Next::Soon, good: false },
             };
-            if end.next != Next::Soon || end.reason != last {
+            if end.next == Next::Never {
+                tracing::info!("{}: {}", self.config.name, end.reason);
+            } else if end.next != Next::Soon || end.reason != last {
                 tracing::warn!("{}: {}", self.config.name, end.reason);
                 last.clone_from(&end.reason);
             }
@@ -349,7 +351,7 @@ impl Session {
             Some(Outbound::Post(posts, fates)) => link.post(posts, &fates),
             Some(Outbound::Disconnect) => link.close("disconnected on request".into(), Next::WhenTold),
             Some(Outbound::Reconnect) => link.close("connecting anew on request".into(), Next::AtOnce),
-            None => link.close("the agent ends".into(), Next::Never),
+            None => link.close("over".into(), Next::Never),
         }
         Ok(link.closing.is_some() && !link.accepted)
     }

@@ -64,12 +64,8 @@ struct Inner {
 }
 
 enum Source {
-    Files {
-        cert: PathBuf,
-        key: PathBuf,
-    },
+    Files { cert: PathBuf, key: PathBuf },
     Store(Store),
-    #[cfg(test)]
     Ready(Arc<ClientConfig>),
 }
 
@@ -108,9 +104,9 @@ impl Wallet {
         })))
     }
 
-    /// Always shows the same.
-    #[cfg(test)]
-    pub(crate) fn ready(tls: Arc<ClientConfig>) -> Self {
+    /// Always shows the same, which is in memory.
+    #[must_use]
+    pub fn ready(tls: Arc<ClientConfig>) -> Self {
         Self::of(Source::Ready(tls), None, 0, Clock::new(0), Keeping::Nothing)
     }
 
@@ -170,12 +166,11 @@ impl Inner {
             return Ok(Arc::clone(tls));
         }
         let identity = match &self.source {
-            #[cfg(test)]
             Source::Ready(tls) => return Ok(Arc::clone(tls)),
             Source::Files { cert, key } => load(cert, key, &self.clock)?,
             Source::Store(store) => {
                 let (name, identity) = from_store(store, &self.rotation, &self.clock)?;
-                if self.rotation.shown() != Some(&name) {
+                if self.rotation.shown() != Some(&name) && self.keeping == Keeping::Preference {
                     tracing::info!("the certificate {name} is shown to the broker");
                 }
                 self.rotation.show(&name);

@@ -79,6 +79,13 @@ fn text(status: &Value, out: &mut impl Write) -> std::io::Result<()> {
         (true, false) => "not connected",
     };
     writeln!(out, "cloud:      {session}")?;
+    if let Some(name) = cloud["certificate"]["name"].as_str() {
+        let ends = cloud["certificate-ends"].as_u64().unwrap_or_default().saturating_sub(wall()) / 86_400;
+        writeln!(out, "certificate {}, ends in {ends} days", harmless(name))?;
+    }
+    if let Some(step) = status["provisioning"]["step"].as_str() {
+        writeln!(out, "provision:  {step}")?;
+    }
     for (name, shown) in status["messages"].as_object().into_iter().flatten() {
         counted(out, &format!("messages:   {name}: "), shown, &["waiting", "failed"])?;
     }

@@ -32,8 +32,8 @@ impl Settings {
         let control = check.control(f.control, &run_dir);
         let network = check.network(&f.network);
         let network = check.first(Area::Network).map_or(Ok(network), Err);
-        let thing_file = Check::thing_file(&f.provisioning, &state_dir);
-        let cloud = check.cloud(f.cloud, thing_file);
+        let claim = Check::claim(&f.provisioning, &state_dir);
+        let cloud = check.cloud(f.cloud, claim);
         let cloud = match check.first(Area::Cloud) {
             Some(finding) => Feature::Broken(finding),
             None => cloud.map_or(Feature::Off, Feature::On),
@@ -198,10 +198,10 @@ impl Check<'_> {
         }
     }
 
-    /// `thing_file`: where the name is that the device gets when it is provisioned.
-    fn cloud(&mut self, f: fragments::Cloud, thing_file: Option<PathBuf>) -> Option<CloudSettings> {
+    /// `claim`: its store, and where the name is that the device gets when it is provisioned.
+    fn cloud(&mut self, f: fragments::Cloud, claim: Option<(PathBuf, PathBuf)>) -> Option<CloudSettings> {
         // Not provisioned yet: the image may already carry the rest of the table.
-        let (endpoint, port) = self.endpoint(&f)?;
+        let (endpoint, port) = self.endpoint(&f, claim.as_ref().map(|(store, _)| store.as_path()))?;
         let area = Area::Cloud;
         if endpoint.contains(['/', ' '])
             || (endpoint.contains(':') && endpoint.parse::<std::net::Ipv6Addr>().is_err())
@@ -222,7 +222,7 @@ impl Check<'_> {
             (None, Some(file)) => {
                 self.some_absolute("cloud.thing-name-file", Some(file), area).map(ThingName::File)
             }
-            (None, None) if thing_file.is_some() => thing_file.map(ThingName::File),
+            (None, None) if claim.is_some() => claim.map(|(_, name)| ThingName::File(name)),
             _ => {
                 self.wrong("cloud.thing-name", "give exactly one of thing-name and thing-name-file", area);
                 None

@@ -48,23 +48,31 @@ fn wrong<E: serde::de::Error>() -> E {
 }
 
 impl Check<'_> {
-    /// Where a template's name for this device is kept, where one is asked.
-    pub(super) fn thing_file(f: &fragments::Provisioning, state_dir: &Path) -> Option<PathBuf> {
-        is_on(f).then(|| state_dir.join(THING_FILE))
+    /// The claim's store, and where a template's name for this device is kept, where one is asked.
+    pub(super) fn claim(f: &fragments::Provisioning, state_dir: &Path) -> Option<(PathBuf, PathBuf)> {
+        f.claim_store.clone().filter(|_| is_on(f)).map(|claim| (claim, state_dir.join(THING_FILE)))
     }
 
-    /// What the store says of the broker, where the configuration does not.
-    pub(super) fn endpoint(&mut self, f: &fragments::Cloud) -> Option<(String, Option<u16>)> {
+    /// What the device's store, or else the claim's, says of the broker, where the configuration does not.
+    pub(super) fn endpoint(
+        &mut self,
+        f: &fragments::Cloud,
+        claim: Option<&Path>,
+    ) -> Option<(String, Option<u16>)> {
         if let Some(endpoint) = f.endpoint.clone().filter(|e| !e.is_empty()) {
             return Some((endpoint, f.port));
         }
-        match Store::at(f.cert_store.as_ref()?).endpoint() {
-            Ok(found) => found.map(|(host, port)| (host, f.port.or(port))),
-            Err(e) => {
-                self.wrong("cloud.cert-store", e.to_string(), Area::Cloud);
-                None
+        for dir in f.cert_store.as_deref().into_iter().chain(claim) {
+            match Store::at(dir).endpoint() {
+                Ok(None) => {}
+                Ok(Some((host, port))) => return Some((host, f.port.or(port))),
+                Err(e) => {
+                    self.wrong("cloud.cert-store", e.to_string(), Area::Cloud);
+                    return None;
+                }
             }
         }
+        None
     }
 
     pub(super) fn provisioning(
@@ -74,6 +82,10 @@ impl Check<'_> {
     ) -> Option<ProvisioningSettings> {
         if !is_on(&f) {
             return None;
+        }
+        if *cloud == Feature::Off {
+            let problem = "needs a cloud: set cloud.endpoint, or put endpoint.txt into one of the stores";
+            self.wrong("provisioning.claim-store", problem, AREA);
         }
         if let Some(CloudSettings { credentials: Credentials::Files { .. }, .. }) = cloud.on() {
             let problem = "needs cloud.cert-store in place of cert and key: a new certificate is put there";

@@ -463,6 +463,10 @@ fn a_device_that_will_be_provisioned_needs_no_name_and_finds_its_broker_in_the_s
     let cloud = settings.cloud.on().unwrap();
     assert_eq!((cloud.endpoint.as_str(), cloud.port), ("own", 8884), "what is configured goes before");
     assert_eq!(settings.provisioning, Feature::Off);
+    let by_claim = |claim: &str| load(&format!("[cloud]\ncert-store='/none'\n{claim}")).0;
+    let claim = CLAIM.replace("/claim", &store);
+    assert_eq!(by_claim(&claim).cloud.on().map(|c| c.port), Some(443), "the claim knows where it is for");
+    assert!(matches!(by_claim(CLAIM).provisioning, Feature::Broken(_)), "nobody knows the broker");
     fs::write(dir.path().join("certs/endpoint.txt"), "no host").unwrap();
     assert!(matches!(load(&format!("[cloud]\ncert-store='{store}'\n")).0.cloud, Feature::Broken(_)));
 }

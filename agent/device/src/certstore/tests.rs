@@ -199,12 +199,12 @@ proptest! {
     #[test]
     fn lengths_are_der(length in 0usize..70_000) {
         let made = request::element(0x30, &[&vec![0; length]]);
-        let byte = |n: usize| u8::try_from(n & 0xff).unwrap();
-        let head: Vec<u8> = match length {
-            0..=0x7f => vec![0x30, byte(length)],
-            0x80..=0xff => vec![0x30, 0x81, byte(length)],
-            0x100..=0xffff => vec![0x30, 0x82, byte(length >> 8), byte(length)],
-            _ => vec![0x30, 0x83, byte(length >> 16), byte(length >> 8), byte(length)],
+        let [a, b, c, ..] = length.to_le_bytes();
+        let head = match length {
+            0..=0x7f => vec![0x30, a],
+            0x80..=0xff => vec![0x30, 0x81, a],
+            0x100..=0xffff => vec![0x30, 0x82, b, a],
+            _ => vec![0x30, 0x83, c, b, a],
         };
         prop_assert_eq!(made.len(), head.len() + length);
         prop_assert!(made.starts_with(&head));

@@ -33,9 +33,9 @@ pub(crate) async fn serve(shared: Arc<Shared>, acceptor: TlsAcceptor, socket: Tc
     let Some(name) = common_name(&stream) else {
         return handshake_failed(&shared, "the certificate has no common name");
     };
-    if !shared.with(|world| world.is_active(&name)) {
+    let Some(name) = shared.with(|world| world.thing_of(&name)) else {
         return handshake_failed(&shared, &format!("certificate of {name:?} is not active"));
-    }
+    };
     let mut reader = Reader { stream, buffer: BytesMut::new(), largest: 0 };
     reader.largest = shared.with(|world| world.limits.payload) + OVERHEAD;
     match timeout(PATIENCE, reader.packet()).await {

@@ -16,10 +16,11 @@ inherit cargo features_check ptest systemd update-rc.d useradd
 REQUIRED_DISTRO_FEATURES:class-target = "otandem"
 
 # One for each feature of agent/daemon/Cargo.toml, under its name; tests/layer holds the two lists together.
-PACKAGECONFIG ??= "jobs messages services subscribe commands gzip xz boot-custom boot-grub boot-systemd-boot boot-u-boot"
+PACKAGECONFIG ??= "jobs messages provisioning services subscribe commands gzip xz boot-custom boot-grub boot-systemd-boot boot-u-boot"
 PACKAGECONFIG[session] = "--features session"
 PACKAGECONFIG[jobs] = "--features jobs"
 PACKAGECONFIG[messages] = "--features messages"
+PACKAGECONFIG[provisioning] = "--features provisioning"
 PACKAGECONFIG[services] = "--features services"
 PACKAGECONFIG[subscribe] = "--features subscribe"
 PACKAGECONFIG[commands] = "--features commands"
