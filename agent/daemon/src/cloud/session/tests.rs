@@ -252,6 +252,19 @@ async fn a_session_is_clean_has_its_client_id_and_is_up_after_the_last_suback() 
 }
 
 #[tokio::test]
+async fn the_last_will_goes_with_the_connection() {
+    let mut broker = Broker::start(vec![Rule::default()]).await;
+    let mut config = broker.config.clone();
+    config.last_will = Some(("state".into(), "gone".into()));
+    let mut feature = Feature::start(config, &[]);
+    let Seen::Connect(connect) = broker.saw().await else { panic!() };
+    let will = connect.last_will.unwrap();
+    assert_eq!((&will.topic[..], &will.message[..]), ("state", &b"gone"[..]));
+    assert_eq!((will.qos, will.retain), (QoS::AtLeastOnce, false));
+    assert_eq!(feature.next().await, Inbound::Up);
+}
+
+#[tokio::test]
 async fn subscriptions_go_in_eights_and_are_fifty_at_most() {
     let mut broker = Broker::start(vec![Rule::default()]).await;
     let topics: Vec<_> = (0..52).map(|n| format!("t/{n}")).collect();

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use crate::config::Credentials;
@@ -62,7 +62,9 @@ impl Store {
             }
         };
         let file = |end: &str| self.directory.join(name).join(format!("{name}-{end}"));
-        Ok(Some(Credentials::Files { cert: file("certificate.pem.crt"), key: file("private.pem.key") }))
+        let key = file("private.pem.key");
+        tighten(&key);
+        Ok(Some(Credentials::Files { cert: file("certificate.pem.crt"), key }))
     }
 
     /// Prefers the certificate behind the preferred one; `None`: there is no other.
@@ -92,6 +94,15 @@ impl Store {
             _ => symlink(name, &new).and_then(|()| fs::rename(&new, &link)),
         };
         made.map_err(|e| format!("{}: {e}; the certificate store must be writable", link.display()))
+    }
+}
+
+/// chariotd leaves keys that everybody can read, and such a key is not used.
+fn tighten(key: &Path) {
+    let Ok(meta) = fs::symlink_metadata(key) else { return };
+    if meta.is_file() && meta.mode() & 0o077 != 0 {
+        // Who may not do it hears from whoever reads the key.
+        let _ = fs::set_permissions(key, fs::Permissions::from_mode(0o600));
     }
 }
 
@@ -129,6 +140,16 @@ mod tests {
         assert_eq!(Store::open(store(&[], None).path()).unwrap().preferred(), Ok(None));
         let dir = tempfile::tempdir().unwrap();
         assert!(Store::open(dir.path()).unwrap_err().contains("endpoint.txt"));
+    }
+
+    #[test]
+    fn a_key_that_chariotd_left_readable_is_its_owners_alone() {
+        let dir = store(&["aa"], None);
+        let key = dir.path().join("aa/aa-private.pem.key");
+        fs::write(&key, "").unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
+        Store::open(dir.path()).unwrap().preferred().unwrap();
+        assert_eq!(fs::metadata(&key).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]
