@@ -166,6 +166,8 @@ fn a_first_boot_with_a_claim_ends_connected_as_the_thing_of_the_template_and_tak
     world.wait_connected(1);
     job(&world);
     let status = wait_connected(&world);
+    let stopping = world.device.look(|heard| heard.stopping);
+    assert!(!stopping, "a service manager would end an agent that only begins anew");
     let own = service.lock().unwrap().registered()[0].id.clone();
     wait_preferred(&world, &own);
     assert_eq!(
