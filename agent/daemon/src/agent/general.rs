@@ -140,11 +140,6 @@ impl Agent {
         Ended::Stopped
     }
 
-    /// The process goes on with another agent: threads and programs are told to end, the service manager is told nothing.
-    pub fn make_way(&mut self) {
-        self.performer.stop();
-    }
-
     /// The loop without its other half: nothing new is begun.
     async fn until(&mut self, longest: Duration, over: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + longest;

@@ -74,11 +74,10 @@ async fn serve(settings: &Settings) -> Exit {
         let ended = agent.run(inbox, stop, Until::Stopped).await;
         let named = named.await.unwrap_or(false);
         tracing::info!("{} ({ended:?})", if named { "beginning anew with a name" } else { "stopping" });
+        agent.stop();
         if !named {
-            agent.stop();
             return Exit::Ok;
         }
-        agent.make_way();
         drop(calls);
         if let Some(server) = server {
             server.abort();
