@@ -173,3 +173,55 @@ impl Provisioner {
         Ok(json!({"thingName": thing, "deviceConfiguration": self.configuration}))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service() -> Provisioner {
+        Provisioner::new(Authority::new("root").unwrap(), Registered::default(), "gateways")
+    }
+
+    fn ask(service: &mut Provisioner, topic: &str, body: &Value, seconds: u64) -> (String, Value) {
+        let request = Inbound {
+            thing: "claim".into(),
+            client_id: "x-fp".into(),
+            topic: topic.into(),
+            payload: body.to_string().into(),
+            now: Duration::from_secs(seconds),
+        };
+        let said = service.serve(&request).remove(0);
+        let verdict = said.topic.strip_prefix(topic).unwrap().to_owned();
+        (verdict, serde_json::from_slice(&said.payload).unwrap())
+    }
+
+    const REGISTER: &str = "$aws/provisioning-templates/gateways/provision/json";
+
+    #[test]
+    fn a_certificate_belongs_to_its_thing_once_it_is_registered_within_the_hour() {
+        for (seconds, verdict) in [(3599, "/accepted"), (3600, "/rejected")] {
+            let mut service = service();
+            let (_, made) = ask(&mut service, "$aws/certificates/create/json", &json!({}), 0);
+            let body = json!({"certificateOwnershipToken": made["certificateOwnershipToken"],
+                              "parameters": {"SerialNumber": "gw"}});
+            assert_eq!(ask(&mut service, REGISTER, &body, seconds).0, verdict);
+            let id = made["certificateId"].as_str().unwrap();
+            let owner = service.registered.lock().unwrap().get(id).cloned();
+            assert_eq!(owner.as_deref(), (seconds < 3600).then_some("gw"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_with_its_code() {
+        let mut service = service();
+        let request = json!({"certificateSigningRequest": "noise"});
+        for (topic, body, code) in [
+            ("$aws/certificates/create-from-csr/json", request, "InvalidCertificateSigningRequest"),
+            (REGISTER, json!({"certificateOwnershipToken": "x"}), "InvalidCertificateOwnershipToken"),
+            ("$aws/provisioning-templates/other/provision/json", json!({}), "ResourceNotFoundException"),
+        ] {
+            let (verdict, answer) = ask(&mut service, topic, &body, 0);
+            assert_eq!((verdict.as_str(), answer["errorCode"].as_str()), ("/rejected", Some(code)));
+        }
+    }
+}

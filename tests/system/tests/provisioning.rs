@@ -166,6 +166,8 @@ fn a_first_boot_with_a_claim_ends_connected_as_the_thing_of_the_template_and_tak
     world.wait_connected(1);
     job(&world);
     let status = wait_connected(&world);
+    let stopping = world.device.look(|heard| heard.stopping);
+    assert!(!stopping, "a service manager would end an agent that only begins anew");
     let own = service.lock().unwrap().registered()[0].id.clone();
     wait_preferred(&world, &own);
     assert_eq!(
@@ -309,6 +311,24 @@ fn a_new_certificate_is_preferred_once_it_has_connected_and_the_old_one_stays() 
     let status = wait_connected(&factory.world);
     assert_eq!(status["cloud"]["certificate"]["name"], *new);
     job(&factory.world);
+    factory.world.finish();
+}
+
+#[test]
+fn a_new_certificate_that_was_not_tried_when_the_power_went_is_tried_at_the_next_start() {
+    let (factory, old) = Factory::provisioned(&[]);
+    let world = &factory.world;
+    factory.service().faults(&[Fault::None, Fault::Inactive]);
+    world.device.run(&["provision"], 0).unwrap();
+    world.wait_lab("a refused connection", |lab| (!lab.counters.failed_handshakes.is_empty()).then_some(()));
+    world.device.power_off().unwrap();
+    let new = factory.service().made()[1].id.clone();
+    assert_eq!((preferred(world), certificates(world).len()), (Some(old), 2));
+    world.lab.register(&new, "device");
+    world.device.power_on().unwrap();
+    wait_preferred(world, &new);
+    assert_eq!(wait_connected(world)["cloud"]["certificate"]["name"], *new);
+    assert_eq!(factory.service().made().len(), 2);
     factory.world.finish();
 }
 

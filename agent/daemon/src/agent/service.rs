@@ -11,6 +11,8 @@ pub struct Service {
     /// The last sign of life.
     alive: Option<Instant>,
     status: String,
+    /// The manager is told when the agent ends.
+    farewell: bool,
 }
 
 impl Service {
@@ -18,13 +20,19 @@ impl Service {
     #[must_use]
     pub fn from_env() -> Self {
         let notifier = Notifier::from_env().map_err(|e| tracing::warn!("{e}")).ok();
-        Self { notifier, alive: None, status: String::new() }
+        Self { notifier, alive: None, status: String::new(), farewell: true }
     }
 
     /// Nobody is told anything.
     #[must_use]
     pub const fn none() -> Self {
-        Self { notifier: None, alive: None, status: String::new() }
+        Self { notifier: None, alive: None, status: String::new(), farewell: true }
+    }
+
+    /// Of an agent behind which another one comes in the same process: a manager that was told of an end would see to it.
+    #[must_use]
+    pub fn without_farewell(self) -> Self {
+        Self { farewell: false, ..self }
     }
 
     fn tell(&self, tell: impl FnOnce(&Notifier) -> Result<(), NotifyError>) {
@@ -40,7 +48,9 @@ impl Service {
 
     /// The agent ends.
     pub(super) fn stopping(&self) {
-        self.tell(Notifier::stopping);
+        if self.farewell {
+            self.tell(Notifier::stopping);
+        }
     }
 
     /// One line, when it changed.

@@ -57,7 +57,7 @@ pub fn certificate(cloud: &CloudSettings, clock: &Clock) -> Result<cert::Identit
     match &cloud.credentials {
         Credentials::Files { cert, key } => load(cert, key, clock),
         Credentials::Store(dir) => {
-            from_store(&Store::at(dir), &Rotation::default(), clock).map(|(_, identity)| identity)
+            from_store(&Store::at(dir), &Rotation::default(), clock, &mut vec![]).map(|(_, own)| own)
         }
     }
 }
@@ -67,15 +67,15 @@ pub(super) fn load(cert: &Path, key: &Path, clock: &Clock) -> Result<cert::Ident
     cert::load_identity(cert, key, clock.now(), built()).map_err(|e| e.to_string())
 }
 
-/// The certificate that `rotation` shows next, with its name.
+/// The certificate that `rotation` shows next, with its name. `passed_over`: gets a line for each that cannot be used.
 pub(super) fn from_store(
     store: &Store,
     rotation: &Rotation,
     clock: &Clock,
+    passed_over: &mut Vec<String>,
 ) -> Result<(String, cert::Identity), String> {
     let pairs = store.list().map_err(|e| e.to_string())?;
     let names: Vec<_> = pairs.iter().map(|pair| pair.name.clone()).collect();
-    let mut wrong = None;
     for name in rotation.order(&names, store.preferred().as_deref()) {
         let Some(pair) = pairs.iter().find(|pair| pair.name == name) else { continue };
         let loaded = cert::load_identity(&pair.cert, &pair.key, clock.now(), built());
@@ -89,10 +89,7 @@ pub(super) fn from_store(
             };
         match loaded {
             Ok(identity) => return Ok((name, identity)),
-            Err(e) => {
-                tracing::warn!("the certificate {name} is passed over: {e}");
-                wrong.get_or_insert(e.to_string());
-            }
+            Err(e) => passed_over.push(e.to_string()),
         }
     }
     let none = || {
@@ -102,7 +99,7 @@ pub(super) fn from_store(
             store.path().display()
         )
     };
-    Err(wrong.unwrap_or_else(none))
+    Err(passed_over.first().cloned().unwrap_or_else(none))
 }
 
 /// The configured roots, or the system's where none are.

@@ -58,6 +58,8 @@ struct Inner {
     tls: Option<Arc<ClientConfig>>,
     /// The broker of the connection under way has shown that it is the broker.
     verified: Arc<AtomicBool>,
+    /// Certificates that could not be used, as it was told last.
+    passed_over: Vec<String>,
     /// What the rule decided last, for people.
     last_turn: Option<String>,
     verdicts: watch::Sender<Verdict>,
@@ -99,6 +101,7 @@ impl Wallet {
             rotation: Rotation::default(),
             tls: None,
             verified: Arc::new(AtomicBool::new(false)),
+            passed_over: vec![],
             last_turn: None,
             verdicts: watch::Sender::new(None),
         })))
@@ -169,7 +172,13 @@ impl Inner {
             Source::Ready(tls) => return Ok(Arc::clone(tls)),
             Source::Files { cert, key } => load(cert, key, &self.clock)?,
             Source::Store(store) => {
-                let (name, identity) = from_store(store, &self.rotation, &self.clock)?;
+                let mut passed_over = vec![];
+                let found = from_store(store, &self.rotation, &self.clock, &mut passed_over);
+                if found.is_ok() && passed_over != self.passed_over {
+                    passed_over.iter().for_each(|why| tracing::warn!("a certificate is passed over: {why}"));
+                    self.passed_over = passed_over;
+                }
+                let (name, identity) = found?;
                 if self.rotation.shown() != Some(&name) && self.keeping == Keeping::Preference {
                     tracing::info!("the certificate {name} is shown to the broker");
                 }

@@ -125,6 +125,7 @@ pub(super) fn parts(
         let ends = features::connect(cloud, network, &me.thing, topics, wallet.clone(), clock);
         link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching, wallet });
     }
+    let service = if named.is_some() { service.without_farewell() } else { service };
     Ok(Parts { opened, features, link, service, rules, named })
 }
 

@@ -1,7 +1,7 @@
 //! A certificate of its own for this device, by fleet provisioning: at the first start, when somebody asks for one, and
 //! ahead of the end of the present one.
 //!
-//! [`attempt`] is one attempt over a session of its own, with the claim; [`worker`] the feature that makes attempts
+//! `attempt` is one attempt over a session of its own, with the claim; [`worker`] the feature that makes attempts
 //! beside the device's session and has the new certificate tried by it; [`now`] the command. The decisions are
 //! [`otandem_core::provisioning`]'s, what is on disk is [`otandem_device::certstore`]'s.
 

@@ -117,8 +117,8 @@ impl Store {
         &self.dir
     }
 
-    /// Its certificates, in the order of their names. What is in them is not looked at; a directory that lacks a file is
-    /// left out with a warning. Links are no certificates.
+    /// Its certificates, in the order of their names. What is in them is not looked at: one that lacks its certificate or
+    /// its key is told when it is loaded. Links are no certificates, nor are directories that hold neither file.
     ///
     /// # Errors
     /// The directory is there and cannot be read.
@@ -140,10 +140,7 @@ impl Store {
                 continue;
             }
             let pair = self.pair(&name);
-            let missing = [&pair.cert, &pair.key].into_iter().find(|file| !file.is_file());
-            if let Some(file) = missing {
-                tracing::warn!("{name:?} is no certificate, there is no {}: left out", file.display());
-            } else {
+            if pair.cert.is_file() || pair.key.is_file() {
                 pairs.push(pair);
             }
         }

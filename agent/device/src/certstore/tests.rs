@@ -36,18 +36,19 @@ fn certified(store: &Store) -> String {
 }
 
 #[test]
-fn certificates_are_listed_in_the_order_of_their_names_and_links_files_and_halves_are_none() {
+fn certificates_are_listed_in_the_order_of_their_names_and_links_and_other_directories_are_none() {
     let (_dir, store) = temp();
     assert_eq!(names(&store), [""; 0]);
     for name in ["b", "a", "0", ".new", "half"] {
         put(&store, name);
     }
     fs::remove_file(store.pair("half").key).unwrap();
+    fs::create_dir(store.path().join("lost+found")).unwrap();
     symlink("a", store.path().join("preferred")).unwrap();
     fs::write(store.path().join("endpoint.txt"), "h").unwrap();
-    assert_eq!(names(&store), ["0", "a", "b"]);
+    assert_eq!(names(&store), ["0", "a", "b", "half"], "what is broken is told when it is loaded");
     fs::write(store.path().join("cert.pem"), "c").unwrap();
-    assert_eq!(names(&store), [".", "0", "a", "b"], "the present layout stays valid");
+    assert_eq!(names(&store), [".", "0", "a", "b", "half"], "the present layout stays valid");
 }
 
 #[test]

@@ -60,6 +60,8 @@ pub struct Heard {
     pub starts: u32,
     /// The agent that runs has told the service manager that it is ready: the running set is settled.
     pub ready: bool,
+    /// The agent that runs has told the service manager that it ends; the manager waits for that from then on.
+    pub stopping: bool,
     /// What it told the service manager in words.
     pub said: Vec<String>,
     pub(super) child: Option<i32>,
@@ -165,6 +167,7 @@ pub(super) fn start(shared: &Arc<Shared>, mut command: Command) -> Result<(), Er
         heard.child = Some(pid);
         heard.ending = false;
         heard.ready = false;
+        heard.stopping = false;
     });
     for stream in [child.stdout.take().map(boxed), child.stderr.take().map(boxed)].into_iter().flatten() {
         let (shared, log) = (Arc::clone(shared), log.try_clone().map_err(file("open", &shared.log))?);
@@ -272,6 +275,7 @@ pub(super) fn hear_notices(shared: Arc<Shared>, socket: UnixDatagram) -> JoinHan
                 for line in text.lines() {
                     match line.split_once('=') {
                         Some(("READY", "1")) => heard.ready = true,
+                        Some(("STOPPING", "1")) => heard.stopping = true,
                         Some(("STATUS", status)) => heard.said.push(status.to_owned()),
                         _ => {}
                     }
