@@ -128,7 +128,7 @@ impl Fleet {
     }
 
     /// The certificate is the factory's, and the cloud gives others.
-    fn from_the_factory(&self) -> Arc<Mutex<Provisioner>> {
+    fn leave_the_factory(&self) -> Arc<Mutex<Provisioner>> {
         const TEMPLATE: &str = "my-provisioning-template";
         let service = self.cloud.lab.provisioning(TEMPLATE);
         let policy = Policy::default().allow(Action::Connect, "myclient*").with_provisioning(TEMPLATE);
@@ -309,7 +309,7 @@ module.exports = { key: 'foo', outfile: base + 'foo.json', outformat: 'JSON', no
 fn fleet_provisioning_as_documented() {
     const THING: &str = "1234";
     let mut fleet = Fleet::new();
-    let service = fleet.from_the_factory();
+    let service = fleet.leave_the_factory();
     let line = format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json");
     let (code, text) = fleet.ends(&line);
     assert_eq!(code, Some(0), "{text}");
@@ -333,7 +333,7 @@ fn fleet_provisioning_as_documented() {
 #[test]
 fn before_it_tries_again_to_be_provisioned_it_waits_and_can_be_told_to_end() {
     let mut fleet = Fleet::new();
-    fleet.from_the_factory().lock().unwrap().faults(&[Fault::Reject(400, "InvalidParameters")]);
+    fleet.leave_the_factory().lock().unwrap().faults(&[Fault::Reject(400, "InvalidParameters")]);
     fleet.start(fleet.otandem(&format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json")));
     let (log, end) = (fleet.path("/log"), Instant::now() + LIMIT);
     while !fs::read_to_string(&log).unwrap().contains("not provisioned") {
