@@ -162,6 +162,15 @@ impl Fleet {
         }
     }
 
+    /// Waits until the log has this.
+    fn wait_said(&self, text: &str) {
+        let (log, end) = (self.path("/log"), Instant::now() + LIMIT);
+        while !fs::read_to_string(&log).unwrap().contains(text) {
+            assert!(Instant::now() < end, "{text:?} is not said");
+            std::thread::yield_now();
+        }
+    }
+
     /// Waits until the shadow of the documentation's thing is so.
     fn wait_shadow(&self, seen: impl Fn(&Shadow) -> bool) {
         let shadows = Arc::clone(&self.shadows);
@@ -335,11 +344,7 @@ fn before_it_tries_again_to_be_provisioned_it_waits_and_can_be_told_to_end() {
     let mut fleet = Fleet::new();
     fleet.leave_the_factory().lock().unwrap().faults(&[Fault::Reject(400, "InvalidParameters")]);
     fleet.start(fleet.otandem(&format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json")));
-    let (log, end) = (fleet.path("/log"), Instant::now() + LIMIT);
-    while !fs::read_to_string(&log).unwrap().contains("not provisioned") {
-        assert!(Instant::now() < end, "it does not fail");
-        std::thread::yield_now();
-    }
+    fleet.wait_said("not provisioned");
     let (code, log) = fleet.end(Signal::SIGTERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("InvalidParameters"), "{log}");
@@ -409,6 +414,8 @@ fn a_broker_that_is_not_there_ends_it_with_1_and_the_next_start_uses_the_next_ce
     drop(held);
     fs::write(fleet.path("/var/chariotd/certs/endpoint.txt"), format!("localhost:{port}")).unwrap();
     fleet.start(fleet.otandem(&format!("chariotd {NEEDED}")));
+    fleet.wait_said("next attempt");
+    assert_eq!(fleet.preferred(), "95b9");
     let mut agent = fleet.agent.take().unwrap();
     let code = agent.wait().unwrap().code();
     let log = fs::read_to_string(fleet.path("/log")).unwrap();

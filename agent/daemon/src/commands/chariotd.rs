@@ -53,7 +53,8 @@ fn serve(sources: Sources, options: &Options) -> Result<Exit, String> {
         return print(&made.toml());
     }
     present(&made, &cwd.join(options.last("cacert").unwrap_or_default()))?;
-    let provisioned = !store.list().map_err(|e| e.to_string())?.is_empty();
+    let names = names(&store)?;
+    let provisioned = !names.is_empty();
     if !provisioned && fleet.is_none() {
         return Err(format!(
             "no certificate in {}; put one there, or give --fleetprov",
@@ -70,11 +71,21 @@ fn serve(sources: Sources, options: &Options) -> Result<Exit, String> {
     if !provisioned {
         return provision(&settings);
     }
+    // From the start on there is one that is preferred.
+    if !store.preferred().is_some_and(|preferred| names.contains(&preferred)) {
+        store.prefer(&names[0]).map_err(|e| e.to_string())?;
+    }
     let exit = daemon::run(&settings, &findings, daemon::Restarted::BySupervisor);
     if exit == FAILED {
         rotate(&store)?;
     }
     Ok(exit)
+}
+
+/// The certificates that there are.
+fn names(store: &Store) -> Result<Vec<String>, String> {
+    let pairs = store.list().map_err(|e| e.to_string())?;
+    Ok(pairs.into_iter().map(|pair| pair.name).collect())
 }
 
 /// One attempt to get a certificate. However it ends, chariotd ends with it, to be started again.
@@ -96,7 +107,7 @@ fn provision(settings: &Settings) -> Result<Exit, String> {
 
 /// The certificate behind the preferred one is preferred from now on, if there is another.
 fn rotate(store: &Store) -> Result<(), String> {
-    let names: Vec<_> = store.list().map_err(|e| e.to_string())?.into_iter().map(|pair| pair.name).collect();
+    let names = names(store)?;
     if names.len() < 2 {
         return Ok(());
     }
