@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use otandem_core::formats::ArrayStyle;
-use otandem_core::services::definition::{self, Definition, DefinitionError};
+use otandem_core::services::definition::{self, Definition};
+use otandem_device::run::Stop;
 use otandem_device::services::OutfileError;
+use otandem_device::services::module::{Engine, ModuleError};
 use serde_json::{Value, json};
 
 use crate::formats::read_toml;
@@ -22,9 +24,12 @@ pub enum ReadError {
     /// It went away.
     #[error("it is gone")]
     Gone,
-    /// It says something else.
+    /// It says something else, or cannot be run.
     #[error(transparent)]
-    Definition(#[from] DefinitionError),
+    Module(#[from] ModuleError),
+    /// No file descriptor is left to run it.
+    #[error("nothing can be run: {0}")]
+    System(#[source] std::io::Error),
 }
 
 /// A file in a directory of definitions.
@@ -43,7 +48,8 @@ pub struct Found {
 pub fn definition(path: &Path) -> Result<Definition, ReadError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let text = otandem_device::services::read(path)?.ok_or(ReadError::Gone)?;
-    Ok(definition::read(&name, &text, read_toml)?)
+    let engine = Engine::installed(Stop::new().map_err(ReadError::System)?);
+    Ok(engine.definition(&name, &text, read_toml)?)
 }
 
 /// All definitions of a directory, in the order of their names.
@@ -116,6 +122,9 @@ pub fn as_json(definition: &Definition) -> Value {
         "timeout": definition.timeout.as_secs_f64(),
         "initialnotify": definition.initialnotify,
     });
+    if definition.validate.is_some() {
+        value["validate"] = true.into();
+    }
     match outfile {
         None => value["ephemeraldata"] = true.into(),
         Some(file) => {

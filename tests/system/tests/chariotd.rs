@@ -4,11 +4,14 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use otandem_lab::policy::{Action, Policy};
+use otandem_lab::provisioning::{Fault, Provisioner};
+use otandem_lab::shadow::{FILTER, Shadow, Shadows};
 use otandem_lab::{Direction, Lab, LabConfig};
 use otandem_system_tests::world::LIMIT;
 use otandem_system_tests::{CloudSide, binary};
@@ -24,6 +27,7 @@ const NEEDED: &str =
 /// A device on which chariotd was installed, its directories below a folder of the test, and a cloud.
 struct Fleet {
     cloud: CloudSide,
+    shadows: Arc<Mutex<Shadows>>,
     root: TempDir,
     agent: Option<Child>,
 }
@@ -32,10 +36,15 @@ impl Fleet {
     fn new() -> Self {
         let root = tempfile::Builder::new().prefix("otandem-").tempdir().unwrap();
         let lab = Lab::start(LabConfig::default()).unwrap();
+        let shadow = "$aws/things/MyThing/shadow/*";
         let policy = Policy::default().allow(Action::Connect, "myclient").allow(Action::Publish, "mytopic/*");
-        lab.set_policy(policy);
+        let policy = policy.allow(Action::Publish, shadow).allow(Action::Subscribe, shadow);
+        lab.set_policy(policy.allow(Action::Receive, shadow));
+        let shadows: Arc<Mutex<Shadows>> = Arc::default();
+        let served = Arc::clone(&shadows);
+        lab.hook(FILTER, Box::new(move |request| served.lock().unwrap().serve(request)));
         let cloud = CloudSide { lab, thing: DEVICE.into(), limit: LIMIT };
-        let fleet = Self { cloud, root, agent: None };
+        let fleet = Self { cloud, shadows, root, agent: None };
         fleet.certificate("95b9");
         fleet.write(
             "/var/chariotd/certs/endpoint.txt",
@@ -118,6 +127,29 @@ impl Fleet {
         assert!(status.success(), "{line}");
     }
 
+    /// The certificate is the factory's, and the cloud gives others.
+    fn leave_the_factory(&self) -> Arc<Mutex<Provisioner>> {
+        const TEMPLATE: &str = "my-provisioning-template";
+        let service = self.cloud.lab.provisioning(TEMPLATE);
+        let policy = Policy::default().allow(Action::Connect, "myclient*").with_provisioning(TEMPLATE);
+        self.cloud.lab.set_policy(policy);
+        let (certs, claim) = (self.path("/var/chariotd/certs"), self.path("/config/factory/cert"));
+        fs::create_dir_all(&claim).unwrap();
+        fs::rename(certs.join("95b9"), claim.join("95b9")).unwrap();
+        fs::copy(certs.join("endpoint.txt"), claim.join("endpoint.txt")).unwrap();
+        let config = r#"
+    {
+      "claimstore": "/config/factory/cert",
+      "template": "my-provisioning-template",
+      "parameters": {
+        "SerialNumber": "1234"
+      }
+    }
+"#;
+        self.write("/var/chariotd/fp.json", &self.here(config));
+        service
+    }
+
     /// Waits until the status of the agent is so; asking it is what takes the time.
     fn wait_status(&self, what: &str, seen: impl Fn(&Value) -> bool) {
         let end = Instant::now() + LIMIT;
@@ -127,6 +159,31 @@ impl Fleet {
                 return;
             }
             assert!(Instant::now() < end, "{what}: {text}");
+        }
+    }
+
+    /// Waits until the log has this.
+    fn wait_said(&self, text: &str) {
+        let (log, end) = (self.path("/log"), Instant::now() + LIMIT);
+        while !fs::read_to_string(&log).unwrap().contains(text) {
+            assert!(Instant::now() < end, "{text:?} is not said");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits until the shadow of the documentation's thing is so.
+    fn wait_shadow(&self, seen: impl Fn(&Shadow) -> bool) {
+        let shadows = Arc::clone(&self.shadows);
+        self.cloud.wait_lab("the shadow", |_| {
+            shadows.lock().unwrap().get("MyThing", None).is_some_and(&seen).then_some(())
+        });
+    }
+
+    /// What an operator writes into it.
+    fn change(&self, state: &Value) {
+        let said = self.shadows.lock().unwrap().change("MyThing", None, state, self.cloud.lab.now());
+        for (topic, payload) in said {
+            self.cloud.lab.push(&topic, payload.to_string());
         }
     }
 
@@ -180,6 +237,117 @@ fn posting_to_topics_as_documented() {
     fleet.cloud.assert_kept_the_rules();
     let (code, log) = fleet.end(Signal::SIGTERM);
     assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn updating_a_device_shadow_as_documented() {
+    let mut fleet = Fleet::new();
+    fs::create_dir_all(fleet.path("/var/chariotd/shadow")).unwrap();
+    fleet.up(&format!("chariotd {NEEDED} --updates=MyThing:/var/chariotd/shadow"));
+    fleet.wait_status("the directory", |status| status["services"]["MyThing"]["updates"]["waiting"] == 0);
+    fleet.shell(r#"echo '{ "led1": "red", "led2": "green" }' > /var/chariotd/shadow/tmp/foo"#);
+    fleet.shell("mv /var/chariotd/shadow/tmp/foo /var/chariotd/shadow/new");
+    let foo = json!({"foo": {"led1": "red", "led2": "green"}});
+    fleet.wait_shadow(|shadow| json!(shadow.reported) == foo);
+    let (code, log) = fleet.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn a_shadow_key_is_hooked_to_a_service_as_documented() {
+    let mut fleet = Fleet::new();
+    // As documented, but for a command that is not on every machine.
+    let module = "
+     module.exports = {
+       key: 'foo',
+       outfile: '/config/foo.rc',
+       outformat: 'SHELL',
+       informat: 'SHELL',
+       notifycmd: 'sv restart foo',
+     }
+";
+    let module =
+        fleet.here(module).replace("sv restart foo", &fleet.here("cp /config/foo.rc /config/restarted"));
+    fleet.write("/var/chariotd/svcs/foo.js", &module);
+    fs::create_dir_all(fleet.path("/config")).unwrap();
+    fleet.change(&json!({"desired": {"foo": {"led1": "red"}}}));
+    fleet.up(&format!("chariotd {NEEDED} --services=MyThing:/var/chariotd/svcs"));
+    fleet.wait_shadow(|shadow| shadow.desired.is_empty());
+    fleet.change(&json!({"desired": {"foo": {"led2": "it's"}}}));
+    let foo = json!({"foo": {"led1": "red", "led2": "it's"}});
+    fleet.wait_shadow(|shadow| shadow.desired.is_empty() && json!(shadow.reported) == foo);
+    let text = "led1='red'\nled2='it'\\''s'\n";
+    assert_eq!(fs::read_to_string(fleet.path("/config/foo.rc")).unwrap(), text);
+    // The command runs beside the report.
+    let (restarted, end) = (fleet.path("/config/restarted"), Instant::now() + LIMIT);
+    while fs::read_to_string(&restarted).unwrap_or_default() != text {
+        assert!(Instant::now() < end, "the command did not run");
+        std::thread::yield_now();
+    }
+    let (code, log) = fleet.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn a_definition_that_is_a_program_refuses_what_it_does_not_want() {
+    let js = binary::otandem().unwrap().with_file_name("otandem-js");
+    if !js.exists() {
+        return eprintln!("skipped: otandem-js is not built; cargo build -p otandem-js");
+    }
+    let mut fleet = Fleet::new();
+    let module = "const base = '/config/';
+module.exports = { key: 'foo', outfile: base + 'foo.json', outformat: 'JSON', notifycmd: 'true',
+  validate(cfg) { if (cfg.port > 65535) throw new Error('no port: ' + cfg.port); return { ...cfg, made: true }; } }";
+    fleet.write("/var/chariotd/svcs/foo.js", &fleet.here(module));
+    fs::create_dir_all(fleet.path("/config")).unwrap();
+    fleet.change(&json!({"desired": {"foo": {"port": 70000}}}));
+    fleet.up(&format!("chariotd {NEEDED} --services=MyThing:/var/chariotd/svcs"));
+    fleet.wait_shadow(|shadow| {
+        let why = &json!(shadow.reported)["otandem"]["refused"]["foo"];
+        why.as_str().is_some_and(|why| why.ends_with("no port: 70000"))
+    });
+    assert!(!fleet.path("/config/foo.json").exists());
+    fleet.change(&json!({"desired": {"foo": {"port": 80}}}));
+    fleet.wait_shadow(|shadow| shadow.desired.is_empty() && json!(shadow.reported)["foo"]["made"] == true);
+    assert_eq!(fs::read_to_string(fleet.path("/config/foo.json")).unwrap(), "{\"made\":true,\"port\":80}");
+    let (code, log) = fleet.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+}
+
+#[test]
+fn fleet_provisioning_as_documented() {
+    const THING: &str = "1234";
+    let mut fleet = Fleet::new();
+    let service = fleet.leave_the_factory();
+    let line = format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json");
+    let (code, text) = fleet.ends(&line);
+    assert_eq!(code, Some(0), "{text}");
+    let id = service.lock().unwrap().registered()[0].id.clone();
+    let certs = fleet.path("/var/chariotd/certs");
+    let key = certs.join(&id).join(format!("{id}-private.pem.key"));
+    assert_eq!(fs::metadata(key).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fleet.preferred(), id);
+    // Its supervisor starts it again.
+    let connects = |fleet: &Fleet| fleet.cloud.counters().connects.get(THING).copied().unwrap_or_default();
+    let before = connects(&fleet);
+    fleet.start(fleet.otandem(&line));
+    fleet.cloud.wait_lab("the session", |lab| {
+        (lab.counters.connects.get(THING).copied().unwrap_or_default() > before).then_some(())
+    });
+    let (code, log) = fleet.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert_eq!(service.lock().unwrap().made().len(), 1);
+}
+
+#[test]
+fn before_it_tries_again_to_be_provisioned_it_waits_and_can_be_told_to_end() {
+    let mut fleet = Fleet::new();
+    fleet.leave_the_factory().lock().unwrap().faults(&[Fault::Reject(400, "InvalidParameters")]);
+    fleet.start(fleet.otandem(&format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json")));
+    fleet.wait_said("not provisioned");
+    let (code, log) = fleet.end(Signal::SIGTERM);
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("InvalidParameters"), "{log}");
 }
 
 #[test]
@@ -246,6 +414,8 @@ fn a_broker_that_is_not_there_ends_it_with_1_and_the_next_start_uses_the_next_ce
     drop(held);
     fs::write(fleet.path("/var/chariotd/certs/endpoint.txt"), format!("localhost:{port}")).unwrap();
     fleet.start(fleet.otandem(&format!("chariotd {NEEDED}")));
+    fleet.wait_said("next attempt");
+    assert_eq!(fleet.preferred(), "95b9");
     let mut agent = fleet.agent.take().unwrap();
     let code = agent.wait().unwrap().code();
     let log = fs::read_to_string(fleet.path("/log")).unwrap();

@@ -187,6 +187,28 @@ async fn heard(told: Option<oneshot::Receiver<()>>) {
     }
 }
 
+/// From now on SIGTERM and SIGINT end the process with 0, whatever it does: for work that a power cut may interrupt too.
+///
+/// # Errors
+/// No thread or descriptor is left.
+pub(super) fn end_when_told() -> std::io::Result<()> {
+    let runtime = runtime()?;
+    let both = async {
+        Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
+    };
+    let (mut term, mut int) = runtime.block_on(both)?;
+    let wait = move || {
+        runtime.block_on(async {
+            tokio::select! {
+                _ = term.recv() => {}
+                _ = int.recv() => {}
+            }
+        });
+        std::process::exit(Exit::Ok.code().into())
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+}
+
 /// `fota handle`: settles what is pending, takes the next job, ends when nothing is under way or a reset is due.
 ///
 /// # Errors

@@ -130,8 +130,12 @@ impl Kit {
             return Err("cloud.cert-store is not set".into());
         };
         let claim = Store::at(&own.claim_store);
-        let mut claim_cloud =
-            CloudSettings { credentials: Credentials::Store(own.claim_store.clone()), ..cloud.clone() };
+        // Nobody may say of a device that it is gone because its claim's session ended.
+        let mut claim_cloud = CloudSettings {
+            credentials: Credentials::Store(own.claim_store.clone()),
+            last_will: None,
+            ..cloud.clone()
+        };
         if let Some((host, port)) = claim.endpoint().map_err(|e| e.to_string())? {
             claim_cloud.endpoint = host;
             claim_cloud.port = port.unwrap_or(cloud.port);

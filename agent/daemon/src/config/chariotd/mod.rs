@@ -10,7 +10,7 @@ pub mod options;
 mod translate;
 
 pub use options::{Options, Order};
-pub use translate::{Endpoint, Translation, translate};
+pub use translate::{Translation, translate};
 
 /// Its name, as a program and on our command line.
 pub const NAME: &str = "chariotd";

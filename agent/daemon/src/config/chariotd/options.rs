@@ -32,7 +32,7 @@ default-message-topic-suffix=TEXT  behind each topic
 message-topic-suffix=DIR:TEXT
 default-letterhead-file=FILE  what every message has that does not say otherwise
 letterhead-file=DIR:FILE
-default-letterhead-generator=PROGRAM
+default-letterhead-generator=PROGRAM  prints what every message has that does not say otherwise
 letterhead-generator=DIR:PROGRAM
 empty-array-as-delete-request  [] in shadow data deletes what it is for
 last-will-topic=TOPIC  the broker publishes this when the session breaks; both or none
@@ -48,17 +48,10 @@ print-config  otandem: print what the options are in otandem.toml, and end
 ";
 
 /// Of them those that cannot be had, and what does that job.
-const REFUSED: [(&str, &str); 5] = [
-    ("tunnelmappings", TUNNELS),
-    ("tunnelproxy", TUNNELS),
-    ("tunnelcadir", TUNNELS),
-    ("default-letterhead-generator", GENERATOR),
-    ("letterhead-generator", GENERATOR),
-];
+const REFUSED: [(&str, &str); 3] =
+    [("tunnelmappings", TUNNELS), ("tunnelproxy", TUNNELS), ("tunnelcadir", TUNNELS)];
 const TUNNELS: &str =
     "otandem opens no secure tunnels: start AWS's localproxy by --subscribe-exec or by a job";
-const GENERATOR: &str =
-    "otandem runs no generator: use --letterhead-file, or write the members into the messages";
 
 /// Whether `name` is no option that [`REFUSED`] names.
 fn is_here(name: &str) -> bool {

@@ -25,12 +25,10 @@ fn parsed(line: &str) -> Options {
     }
 }
 
-fn endpoint() -> Endpoint {
-    Endpoint { host: "e.example".into(), port: 8883 }
-}
+const ENDPOINT: (&str, Option<u16>) = ("e.example", None);
 
 fn with_fleet(line: &str, fleet: Option<&Value>) -> Result<Translation, String> {
-    translate(&parsed(&format!("{NEEDED} {line}")), Path::new("/here"), &endpoint(), fleet)
+    translate(&parsed(&format!("{NEEDED} {line}")), Path::new("/here"), ENDPOINT, fleet)
 }
 
 fn translated(line: &str) -> Translation {
@@ -82,7 +80,7 @@ fn posting_to_topics() {
     let made = translated("--messages=/var/chariotd/mqtt");
     assert_eq!(
         lines(&made, "messages.mqtt"),
-        ["directory = \"/var/chariotd/mqtt\"", "reserved-topics = true"]
+        ["directory = \"/var/chariotd/mqtt\"", "reserved-topics = true", "priorities = true"]
     );
     assert_eq!(made.directories, ["/var/chariotd/mqtt"]);
     let (settings, findings) = settings(&made);
@@ -96,13 +94,14 @@ fn each_directory_of_messages_has_its_own_settings() {
         "--messages=/a/m --messages /b/m/ --messages=c --default-message-concurrency=5 --message-concurrency=/b/m:7 \
          --message-topic-prefix=/a/m:x:y/ --default-message-order=newest-first --message-order=c:oldest-first \
          --default-letterhead-file=l.json --letterhead-file=/b/m/:/l --message-retries=c:0 --message-keep-failed=c:3 \
-         --message-topic-suffix=c:/end --default-message-jam-timeout=5",
+         --message-topic-suffix=c:/end --letterhead-generator=c:/bin/g --default-message-jam-timeout=5",
     );
     assert_eq!(
         lines(&made, "messages.m"),
         [
             "directory = \"/a/m\"",
             "reserved-topics = true",
+            "priorities = true",
             "concurrency = 5",
             "order = \"newest-first\"",
             "topic-prefix = \"x:y/\"",
@@ -114,6 +113,7 @@ fn each_directory_of_messages_has_its_own_settings() {
         [
             "directory = \"/b/m/\"",
             "reserved-topics = true",
+            "priorities = true",
             "concurrency = 7",
             "order = \"newest-first\"",
             "letterhead-file = \"/l\""
@@ -124,12 +124,14 @@ fn each_directory_of_messages_has_its_own_settings() {
         [
             "directory = \"/here/c\"",
             "reserved-topics = true",
+            "priorities = true",
             "concurrency = 5",
             "retries = 0",
             "keep-failed = 3",
             "order = \"oldest-first\"",
             "topic-suffix = \"/end\"",
-            "letterhead-file = \"/here/l.json\""
+            "letterhead-file = \"/here/l.json\"",
+            "letterhead-generator = \"/bin/g\""
         ]
     );
     assert!(
@@ -261,9 +263,7 @@ fn a_command_line_that_chariotd_refuses_is_refused() {
         with("--empty-array-as-delete-request=1"),
         OptionError::Value("empty-array-as-delete-request")
     );
-    for tunnel in
-        ["--tunnelmappings=T:SSH=22", "--tunnelproxy=x", "--tunnelcadir=x", "--letterhead-generator=a:b"]
-    {
+    for tunnel in ["--tunnelmappings=T:SSH=22", "--tunnelproxy=x", "--tunnelcadir=x"] {
         assert!(matches!(with(tunnel), OptionError::NotHere(..)), "{tunnel}");
         assert_eq!(with(tunnel).to_string().lines().count(), 1);
     }
@@ -290,16 +290,6 @@ fn the_help_lists_every_option_of_the_documentation() {
     }
 }
 
-#[test]
-fn an_endpoint_is_a_host_and_perhaps_a_port() {
-    let read = |text: &str| Endpoint::parse(text).map(|e| (e.host, e.port)).ok();
-    assert_eq!(read("\n a-ats.iot.example \n"), Some(("a-ats.iot.example".into(), 8883)));
-    assert_eq!(read("a:443:9"), Some(("a".into(), 443)));
-    for wrong in ["", "\n", ":443", "a b", "a:x", "a:70000"] {
-        assert_eq!(read(wrong), None, "{wrong}");
-    }
-}
-
 proptest! {
     /// Whatever is said, the result is TOML, and every value comes through.
     #[test]
@@ -308,7 +298,7 @@ proptest! {
             format!("--message-topic-prefix=m:{prefix}x"), format!("--defaultshadow=T:{command}")];
         let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         let Ok(Order::Run(options)) = options::parse(&args) else { panic!() };
-        let made = translate(&options, Path::new("/"), &endpoint(), None).unwrap();
+        let made = translate(&options, Path::new("/"), ENDPOINT, None).unwrap();
         let table: toml::Table = made.toml().parse().unwrap();
         prop_assert_eq!(table["cloud"]["client-id"].as_str(), Some(id.as_str()));
         let prefix = format!("{prefix}x");
@@ -320,7 +310,7 @@ proptest! {
     fn no_command_line_ends_the_reader(args in prop::collection::vec("(--)?[a-z=:-]{0,20}|--messages=.*|.*", 0..6)) {
         let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
         if let Ok(Order::Run(options)) = options::parse(&args) {
-            let _ = translate(&options, Path::new("/"), &endpoint(), None);
+            let _ = translate(&options, Path::new("/"), ENDPOINT, None);
         }
     }
 }

@@ -20,31 +20,6 @@ const OF_MESSAGES: [(&str, &str, bool); 6] = [
     ("topic-suffix", "topic-suffix", false),
 ];
 
-/// What `endpoint.txt` of a certificate store says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Host name.
-    pub host: String,
-    /// Port.
-    pub port: u16,
-}
-
-impl Endpoint {
-    /// `HOST` or `HOST:PORT`; nothing else counts of it.
-    ///
-    /// # Errors
-    /// One line: there is no host, or the port is none.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let mut parts = text.trim().split(':');
-        let host = parts.next().unwrap_or_default().trim().to_owned();
-        if host.is_empty() || host.contains(char::is_whitespace) {
-            return Err(format!("{text:?} is no HOST or HOST:PORT"));
-        }
-        let port = parts.next().map_or(Ok(8883), |port| port.trim().parse());
-        Ok(Self { host, port: port.map_err(|e| format!("the port of {text:?}: {e}"))? })
-    }
-}
-
 /// Our configuration: tables, each with its lines.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Tables(Vec<(String, String)>);
@@ -100,14 +75,14 @@ impl Translation {
     }
 }
 
-/// Translates. Relative paths begin at `cwd`; `fleet` is what the file of `--fleetprov` holds.
+/// Translates. Relative paths begin at `cwd`; `endpoint` is what the certificate store says, `fleet` what the file of `--fleetprov` holds.
 ///
 /// # Errors
 /// One line: an option with a value that it cannot have.
 pub fn translate(
     options: &Options,
     cwd: &Path,
-    endpoint: &Endpoint,
+    endpoint: (&str, Option<u16>),
     fleet: Option<&Value>,
 ) -> Result<Translation, String> {
     let mut translator = Translator { options, cwd, out: Translation::default() };
@@ -154,9 +129,9 @@ impl Translator<'_> {
         Ok(path)
     }
 
-    fn cloud(&mut self, endpoint: &Endpoint) -> Result<(), String> {
-        self.said("cloud", "endpoint", endpoint.host.as_str());
-        self.said("cloud", "port", endpoint.port);
+    fn cloud(&mut self, (host, port): (&str, Option<u16>)) -> Result<(), String> {
+        self.said("cloud", "endpoint", host);
+        self.said("cloud", "port", port.unwrap_or(8883));
         let id = self.options.last("clientid").unwrap_or_default();
         self.said("cloud", "client-id", id);
         // Nothing is asked of the cloud by this name, unless our own files turn it on.
@@ -236,8 +211,9 @@ impl Translator<'_> {
             let name = text.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
             let table = table("messages", name, directories.iter().map(|(_, table)| table.as_str()));
             self.said(&table, "directory", path);
-            // chariotd publishes to any topic.
+            // chariotd publishes to any topic, and looks at the priority of every message.
             self.said(&table, "reserved-topics", true);
+            self.said(&table, "priorities", true);
             directories.push((trimmed(text), table));
         }
         for (setting, key, is_number) in OF_MESSAGES {
@@ -247,9 +223,11 @@ impl Translator<'_> {
                 Ok((key, value))
             })?;
         }
-        self.of_messages(&directories, ["default-letterhead-file", "letterhead-file"], |own, _, value| {
-            Ok(("letterhead-file", own.path(value)?.into()))
-        })?;
+        for key in ["letterhead-file", "letterhead-generator"] {
+            self.of_messages(&directories, [&format!("default-{key}"), key], |own, _, value| {
+                Ok((key, own.path(value)?.into()))
+            })?;
+        }
         for jam in ["default-message-jam-timeout", "message-jam-timeout"] {
             if self.options.last(jam).is_some() {
                 self.out.told.push(format!(

@@ -14,6 +14,7 @@ use otandem_core::shadow::{Action, Answer, Name, Shadow};
 use otandem_core::time::Boottime;
 use otandem_device::machine::now as boottime;
 use otandem_device::run::Stop;
+use otandem_device::services::module::Engine;
 use otandem_device::services::{self, Notifier, Ran};
 use otandem_device::spool::Bell;
 use serde_json::{Map, Value, json};
@@ -414,6 +415,12 @@ impl Served {
         let mut shadow = Shadow::new(name, definitions, empty, read_toml, fastrand::u64(..));
         if is_home && table.settings.default_shadow.is_some() {
             shadow.make_default();
+        }
+        for service in 0..notifiers.len() {
+            let module = shadow.definition(service).and_then(|definition| definition.validate.clone());
+            if let Some(module) = module {
+                shadow.set_validator(service, Engine::installed(ends.stop.clone()).validator(&module));
+            }
         }
         let failures = vec![None; notifiers.len()];
         Self {

@@ -1,12 +1,12 @@
-//! The agent under the name of chariotd: its options, its exit codes, its certificate store.
-
-mod store;
+//! The agent under the name of chariotd: its options, its exit codes, its way with certificates.
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
+use otandem_device::certstore::Store;
 use serde_json::Value;
 
 use super::{complain, run as daemon};
@@ -14,11 +14,11 @@ use crate::config::chariotd::options::{self, Options, Order};
 use crate::config::chariotd::{NAME, Translation, translate};
 use crate::config::{Feature, Finding, Kind, Settings, Sources};
 use crate::exit::Exit;
-use store::Store;
 
 /// Bytes of the file of `--fleetprov`.
 const MOST: u64 = 64 * 1024;
-
+/// How long chariotd waits before it ends after an attempt that failed.
+const PAUSE: Duration = Duration::from_secs(30);
 /// Whatever goes wrong, chariotd ends with 1.
 const FAILED: Exit = Exit::Attention;
 
@@ -38,40 +38,84 @@ pub(super) fn run(sources: Sources, args: &[OsString]) -> Exit {
 }
 
 fn print(text: &str) -> Result<Exit, String> {
-    use std::io::Write;
     let written = std::io::stdout().write_all(text.as_bytes());
     written.map(|()| Exit::Ok).map_err(|e| format!("standard output: {e}"))
 }
 
 fn serve(sources: Sources, options: &Options) -> Result<Exit, String> {
     let cwd = std::env::current_dir().map_err(|e| format!("the current directory: {e}"))?;
-    let directory = cwd.join(options.last("certstore").unwrap_or_default());
-    let store = Store::open(&directory)?;
+    let store = Store::at(&cwd.join(options.last("certstore").unwrap_or_default()));
+    let endpoint = store.endpoint().map_err(|e| e.to_string())?;
+    let (host, port) = endpoint.ok_or_else(|| format!("no endpoint.txt in {}", store.path().display()))?;
     let fleet = options.last("fleetprov").map(|file| fleet(&cwd.join(file))).transpose()?;
-    let made = translate(options, &cwd, &store.endpoint, fleet.as_ref())?;
+    let made = translate(options, &cwd, (&host, port), fleet.as_ref())?;
     if options.last("print-config").is_some() {
         return print(&made.toml());
     }
     present(&made, &cwd.join(options.last("cacert").unwrap_or_default()))?;
-    let none = || format!("no certificate in {}; put one there, or give --fleetprov", directory.display());
-    let credentials = store.preferred()?.ok_or_else(none)?;
+    let names = names(&store)?;
+    let provisioned = !names.is_empty();
+    if !provisioned && fleet.is_none() {
+        return Err(format!(
+            "no certificate in {}; put one there, or give --fleetprov",
+            store.path().display()
+        ));
+    }
     let sources = Sources {
         explicit: options.path("config").or(sources.explicit),
         state_dir: options.path("state-dir").map(|dir| cwd.join(dir)).or(sources.state_dir),
         ..sources
     };
-    let (mut settings, findings) = settings(&sources, &made)?;
-    if let Feature::On(cloud) = &mut settings.cloud {
-        cloud.credentials = credentials;
-    }
+    let (settings, findings) = settings(&sources, &made)?;
     state(&settings.state_dir)?;
+    if !provisioned {
+        return provision(&settings);
+    }
+    // From the start on there is one that is preferred.
+    if !store.preferred().is_some_and(|preferred| names.contains(&preferred)) {
+        store.prefer(&names[0]).map_err(|e| e.to_string())?;
+    }
     let exit = daemon::run(&settings, &findings, daemon::Restarted::BySupervisor);
-    if exit == FAILED
-        && let Some(next) = store.rotate()?
-    {
-        tracing::info!("the next start uses the certificate {next}");
+    if exit == FAILED {
+        rotate(&store)?;
     }
     Ok(exit)
+}
+
+/// The certificates that there are.
+fn names(store: &Store) -> Result<Vec<String>, String> {
+    let pairs = store.list().map_err(|e| e.to_string())?;
+    Ok(pairs.into_iter().map(|pair| pair.name).collect())
+}
+
+/// One attempt to get a certificate. However it ends, chariotd ends with it, to be started again.
+fn provision(settings: &Settings) -> Result<Exit, String> {
+    crate::log::init(&settings.log);
+    daemon::end_when_told().map_err(|e| e.to_string())?;
+    match crate::features::provision(settings) {
+        Ok(got) => {
+            tracing::info!("provisioned: {got}");
+            Ok(Exit::Ok)
+        }
+        Err((_, why)) => {
+            tracing::error!("not provisioned: {why}");
+            std::thread::sleep(PAUSE);
+            Ok(FAILED)
+        }
+    }
+}
+
+/// The certificate behind the preferred one is preferred from now on, if there is another.
+fn rotate(store: &Store) -> Result<(), String> {
+    let names = names(store)?;
+    if names.len() < 2 {
+        return Ok(());
+    }
+    let preferred = store.preferred();
+    let at = names.iter().position(|name| Some(name) == preferred.as_ref()).unwrap_or(0);
+    let next = &names[(at + 1) % names.len()];
+    tracing::info!("the next start uses the certificate {next}");
+    store.prefer(next).map_err(|e| e.to_string())
 }
 
 /// chariotd does not start without these.
