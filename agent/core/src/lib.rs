@@ -15,6 +15,7 @@ pub mod filter;
 pub mod formats;
 pub mod fota;
 pub mod frame;
+pub mod gather;
 pub mod image;
 pub mod jobs;
 pub mod machine;

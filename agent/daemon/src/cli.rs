@@ -320,17 +320,23 @@ pub enum Shell {
 
 /// Writes completions for `shell`.
 pub fn completions(shell: Shell, out: &mut dyn std::io::Write) {
-    use clap::CommandFactory;
-    let shell = match shell {
-        Shell::Bash => clap_complete::Shell::Bash,
-        Shell::Elvish => clap_complete::Shell::Elvish,
-        Shell::Fish => clap_complete::Shell::Fish,
-        Shell::Zsh => clap_complete::Shell::Zsh,
+    use clap_complete::shells::{Bash, Elvish, Fish, Zsh};
+    let text = match shell {
+        Shell::Bash => completions_by(Bash),
+        Shell::Elvish => completions_by(Elvish),
+        Shell::Fish => completions_by(Fish),
+        Shell::Zsh => completions_by(Zsh),
     };
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "otandem", &mut text);
     // A closed pipe is the reader's choice.
     let _ = out.write_all(&text);
+}
+
+/// `clap_complete::Shell` would bring shells along that no device has.
+fn completions_by(generator: impl clap_complete::Generator) -> Vec<u8> {
+    use clap::CommandFactory;
+    let mut text = Vec::new();
+    clap_complete::generate(generator, &mut Cli::command(), "otandem", &mut text);
+    text
 }
 
 /// Writes the manual page: otandem(8), then each command as a section of its own.

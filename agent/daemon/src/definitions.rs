@@ -72,7 +72,7 @@ pub fn directory(path: &Path) -> Result<Vec<Found>, String> {
             ));
         }
     }
-    names.sort();
+    names.sort_unstable();
     let found = |name: String| Found { definition: definition(&path.join(&name)), name };
     Ok(names.into_iter().map(found).collect())
 }

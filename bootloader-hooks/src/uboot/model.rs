@@ -146,7 +146,7 @@ fn unescaped(value: &[u8]) -> Vec<u8> {
 /// They do not fit.
 pub fn encode(contents: &Contents, size: usize, form: Form) -> Result<Vec<u8>, TooLarge> {
     let mut sorted: Vec<_> = contents.variables.iter().collect();
-    sorted.sort();
+    sorted.sort_unstable();
     let mut copy = vec![0; form.header()];
     for (name, value) in sorted {
         copy.extend([name, b"=".as_slice(), value, b"\0"].concat());

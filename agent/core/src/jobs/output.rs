@@ -2,6 +2,7 @@
 //! service takes.
 
 use super::wire::{Details, MAX_DETAIL, is_invisible};
+use crate::gather::Gather as _;
 
 /// Members of a query string that are as good as a password for as long as they live. The first is the end of
 /// `X-Amz-Signature=`, and what CloudFront and older signatures of S3 have.
@@ -29,9 +30,7 @@ impl Output {
         let stdout = ("stdout", self.stdout.as_str());
         let stderr = ("stderr", self.stderr.as_str());
         let told = [Some(stderr), include_stdout.then_some(stdout)].into_iter().flatten();
-        told.filter(|(_, text)| !text.is_empty())
-            .map(|(name, text)| (name.to_owned(), end_of(text)))
-            .collect()
+        told.filter(|(_, text)| !text.is_empty()).map(|(name, text)| (name.to_owned(), end_of(text))).gather()
     }
 }
 

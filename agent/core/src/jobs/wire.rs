@@ -1,5 +1,6 @@
 //! Topics and payloads of AWS IoT Jobs, read with bounds and written as small as can be.
 
+use crate::gather::Gather as _;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
@@ -192,7 +193,7 @@ fn execution(endpoint: &str, thing: &str, value: Value) -> Result<Execution, Str
             queued_at: queued_at.unwrap_or(0),
         },
         document,
-        details: details.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).collect(),
+        details: details.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))).gather(),
         seconds_left: wire.approximate_seconds_before_timed_out,
     })
 }

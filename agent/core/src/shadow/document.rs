@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::merge::{DELETE, EmptyList};
+use crate::gather::Gather as _;
 
 /// Bytes of a document at most, without its metadata.
 pub const MAX_DOCUMENT: usize = 8 * 1024;
@@ -110,7 +111,7 @@ pub(super) fn overlay_members(base: &mut Map<String, Value>, update: &Map<String
 pub(super) fn as_patch(update: &Value, empty: EmptyList) -> Value {
     match update {
         Value::Object(members) => {
-            Value::Object(members.iter().map(|(key, v)| (key.clone(), as_patch(v, empty))).collect())
+            Value::Object(members.iter().map(|(key, v)| (key.clone(), as_patch(v, empty))).gather())
         }
         Value::String(text) if text == DELETE => Value::Null,
         Value::Array(elements) if elements.is_empty() && empty == EmptyList::Deletes => Value::Null,

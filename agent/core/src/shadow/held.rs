@@ -6,6 +6,7 @@ use super::document::Halves;
 use super::merge::{EmptyList, changed, difference, merge, restrict};
 use super::validator::Validator;
 use crate::formats::{self, Format, FormatError, ReadToml};
+use crate::gather::Gather as _;
 use crate::services::definition::{Definition, OWN_KEY, Outfile};
 
 /// Characters of a reason that go into the shadow, where room is scarce.
@@ -153,7 +154,7 @@ impl Held {
         }
         let keys = self.definition.outkeys.as_ref()?;
         let members = patch.as_object()?.iter().filter(|(key, _)| !keys.contains(key));
-        let members: Map<_, _> = members.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let members: Map<_, _> = members.map(|(key, value)| (key.clone(), value.clone())).gather();
         (!members.is_empty()).then_some(Value::Object(members))
     }
 
@@ -199,7 +200,7 @@ impl Held {
         match (patch, old) {
             // Others may report beside it.
             (Value::Null, Some(Value::Object(old))) if self.definition.outkeys.is_some() => {
-                Some(Value::Object(old.into_iter().map(|(key, _)| (key, Value::Null)).collect()))
+                Some(Value::Object(old.into_iter().map(|(key, _)| (key, Value::Null)).gather()))
             }
             (patch, _) => Some(patch),
         }
@@ -214,7 +215,7 @@ impl Held {
             return Some(Value::Null);
         }
         let own = members.keys().filter(|key| keys.contains(key));
-        let own: Map<_, _> = own.map(|key| (key.clone(), Value::Null)).collect();
+        let own: Map<_, _> = own.map(|key| (key.clone(), Value::Null)).gather();
         (!own.is_empty()).then_some(Value::Object(own))
     }
 

@@ -4,6 +4,7 @@
 //! the text `DELETE`, for formats that have no null; on request also an empty list. Numbers are equal if their values
 //! are, so that 1 and 1.0 are no difference: formats without types give back one for the other.
 
+use crate::gather::Gather as _;
 use serde_json::{Map, Value};
 
 /// The text that deletes as null does.
@@ -68,7 +69,7 @@ pub fn difference(old: Option<&Value>, new: Option<&Value>) -> Option<Value> {
         (Some(Value::Object(old)), Some(Value::Object(new))) => {
             let gone = old.keys().filter(|key| !new.contains_key(*key)).map(|key| (key.clone(), Value::Null));
             let changed = |(key, new)| Some((String::clone(key), difference(old.get(key), Some(new))?));
-            Some(Value::Object(gone.chain(new.iter().filter_map(changed)).collect()))
+            Some(Value::Object(gone.chain(new.iter().filter_map(changed)).gather()))
         }
         (_, Some(new)) => Some(new.clone()),
     }
@@ -93,7 +94,7 @@ pub fn same(one: &Value, other: &Value) -> bool {
 pub fn restrict(value: &Value, keys: Option<&[String]>) -> Option<Value> {
     let Some(keys) = keys else { return Some(value.clone()) };
     let members = value.as_object()?.iter().filter(|(key, _)| keys.contains(key));
-    Some(Value::Object(members.map(|(key, member)| (key.clone(), member.clone())).collect()))
+    Some(Value::Object(members.map(|(key, member)| (key.clone(), member.clone())).gather()))
 }
 
 /// Whether any of the members that `keys` names has changed; without keys, whether anything has.

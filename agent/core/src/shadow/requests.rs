@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::document::{Halves, MAX_DOCUMENT};
 use super::engine::{Action, Batch, Flight, Shadow};
+use crate::gather::Gather as _;
 use crate::services::definition::OWN_KEY;
 use crate::time::Boottime;
 
@@ -98,7 +99,7 @@ impl Shadow {
         let refused = own.get("refused")?.as_object()?;
         let known = |key: &str| self.services.iter().any(|held| held.definition.key == key);
         let strange: Map<_, _> =
-            refused.keys().filter(|key| !known(key)).map(|key| (key.clone(), Value::Null)).collect();
+            refused.keys().filter(|key| !known(key)).map(|key| (key.clone(), Value::Null)).gather();
         if strange.len() == refused.len() {
             return Some(if own.len() == 1 { Value::Null } else { json!({"refused": null}) });
         }

@@ -1,5 +1,6 @@
 //! What a start finds: the state directory with its record, the bootloader, and what the slots begin with.
 
+use otandem_core::gather::Gather as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -213,7 +214,7 @@ fn rules(updates: &UpdateSettings) -> Rules {
         reboot_window: updates.reboot_window,
         record_shared: updates.state_shared,
         reboot_reserve: updates.reboot_reserve,
-        slots: updates.a.slots.keys().cloned().collect(),
+        slots: updates.a.slots.keys().cloned().gather(),
     }
 }
 

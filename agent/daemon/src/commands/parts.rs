@@ -1,5 +1,6 @@
 //! Puts an agent together: what it starts from, what uses the session, and the session.
 
+use otandem_core::gather::Gather as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -184,14 +185,14 @@ fn no_rules() -> JobRules {
 fn job_rules(updates: &UpdateSettings, then: Then, cloud: bool) -> JobRules {
     let paths = |set: SetId| {
         let slots = updates.set(set).slots.iter();
-        slots.map(|(name, path)| (name.clone(), path.to_string_lossy().into_owned())).collect()
+        slots.map(|(name, path)| (name.clone(), path.to_string_lossy().into_owned())).gather()
     };
     let copied = |(slot, what): (&String, &IfMissing)| matches!(what, IfMissing::Copy).then(|| slot.clone());
     JobRules {
         layout: Layout {
             index: [u64::from(updates.a.index), u64::from(updates.b.index)],
             paths: [paths(SetId::A), paths(SetId::B)],
-            copy_if_missing: updates.if_missing.iter().filter_map(copied).collect(),
+            copy_if_missing: updates.if_missing.iter().filter_map(copied).gather(),
         },
         compatible: updates.compatible.clone(),
         require_cloud: updates.require_cloud.unwrap_or(true) && cloud,

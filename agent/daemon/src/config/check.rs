@@ -1,5 +1,6 @@
 //! From what the files say to what is valid: every mistake told once, with a stand-in in its place.
 
+use otandem_core::gather::Gather as _;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -381,8 +382,8 @@ impl Check<'_> {
         let set = |f: fragments::Slots, id: SetId| SlotSet {
             index: f.index.unwrap_or(u32::from(id == SetId::B)),
             boot_name: f.boot_name.unwrap_or_else(|| id.name().into()),
-            in_place: f.places.iter().filter(|(_, p)| p.in_place).map(|(name, _)| name.clone()).collect(),
-            slots: f.places.into_iter().map(|(name, place)| (name, place.path)).collect(),
+            in_place: f.places.iter().filter(|(_, p)| p.in_place).map(|(name, _)| name.clone()).gather(),
+            slots: f.places.into_iter().map(|(name, place)| (name, place.path)).gather(),
         };
         let (a, b) = (set(a, SetId::A), set(b, SetId::B));
         let area = Area::Update;

@@ -1,5 +1,6 @@
 //! `[services.NAME]`: shadows, the files of their services, and directories with updates of them.
 
+use otandem_core::gather::Gather as _;
 use std::collections::{BTreeMap, BTreeSet};
 
 use otandem_core::shadow::is_shadow_name;
@@ -23,7 +24,7 @@ impl Check<'_> {
         all: BTreeMap<String, fragments::Services>,
         messages: &[MessagesSettings],
     ) -> Vec<ServicesSettings> {
-        let mut taken: BTreeSet<_> = messages.iter().map(|one| one.directory.clone()).collect();
+        let mut taken: BTreeSet<_> = messages.iter().map(|one| one.directory.clone()).gather();
         let mut settings = vec![];
         for (name, f) in all {
             let one = self.service_table(name, f);

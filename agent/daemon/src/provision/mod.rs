@@ -210,10 +210,13 @@ impl Kit {
                         ProvisionError::Parameter { name: name.clone(), path: path.clone(), source }
                     })?,
                 };
-            Ok((name.clone(), value))
+            Ok::<_, ProvisionError>((name.clone(), value))
         };
-        let parameters = self.settings.parameters.iter().map(read);
-        let parameters = parameters.collect::<Result<BTreeMap<_, _>, ProvisionError>>()?;
+        let mut parameters = BTreeMap::new();
+        for parameter in self.settings.parameters.iter().map(read) {
+            let (name, value) = parameter?;
+            parameters.insert(name, value);
+        }
         Ok(Plan { template: self.settings.template.clone(), parameters, key: self.settings.key })
     }
 

@@ -1,5 +1,6 @@
 //! Reads what [`super::mounts`] judges, from `/proc` and `/sys`.
 
+use otandem_core::gather::Gather as _;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ pub(crate) fn in_use() -> Result<InUse, InstallError> {
     };
     let named = mounts::sources(&mountinfo).into_iter().chain(mounts::swaps(&swaps));
     let nodes: BTreeMap<PathBuf, Dev> =
-        named.filter_map(|path| block_device(&path).map(|number| (path, number))).collect();
+        named.filter_map(|path| block_device(&path).map(|number| (path, number))).gather();
     Ok(InUse::new(Evidence { mountinfo, swaps, devices: devices(Path::new("/sys/dev/block"))?, nodes }))
 }
 

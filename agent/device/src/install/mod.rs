@@ -307,7 +307,7 @@ enum First {
 fn order(works: &[Work<'_>], plan: &Plan<'_>, first: First) -> Vec<usize> {
     let boots_first = |i: &usize| plan.boots_first == Some(works[*i].image.slot.as_str());
     let mut order: Vec<usize> = (0..works.len()).collect();
-    order.sort_by_key(|i| boots_first(i) == (first == First::Others));
+    order.sort_unstable_by_key(|i| (boots_first(i) == (first == First::Others), *i));
     order
 }
 

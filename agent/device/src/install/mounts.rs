@@ -5,6 +5,7 @@
 //! upper directory of an overlay), a disk one of whose partitions is in use, and a partition of a disk that is in
 //! use as a whole.
 
+use otandem_core::gather::Gather as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -59,7 +60,7 @@ pub(crate) struct InUse {
 impl InUse {
     pub(crate) fn new(evidence: Evidence) -> Self {
         let mounts: Vec<Mount> = lines(&evidence.mountinfo).filter_map(parse_mount).collect();
-        let devices: BTreeMap<_, _> = evidence.devices.into_iter().map(|d| (d.number, d)).collect();
+        let devices: BTreeMap<_, _> = evidence.devices.into_iter().map(|d| (d.number, d)).gather();
         let mut all = Self { devices, ..Self::default() };
         for mount in &mounts {
             let below = below(mount, &mounts, &evidence.nodes);
@@ -76,7 +77,7 @@ impl InUse {
         for swap in swaps(&evidence.swaps) {
             match evidence.nodes.get(&swap) {
                 Some(device) => {
-                    for part in all.parts(&BTreeSet::from([*device]), &mounts, &evidence.nodes) {
+                    for part in all.parts(&[*device].into_iter().gather(), &mounts, &evidence.nodes) {
                         all.used.entry(part).or_insert_with(|| "it is used as swap".to_owned());
                     }
                 }
@@ -87,11 +88,11 @@ impl InUse {
         if let Some(root) = mounts.iter().rev().find(|m| m.point == Path::new("/")) {
             let below = below(root, &mounts, &evidence.nodes);
             let parts = all.parts(&below, &mounts, &evidence.nodes);
-            all.root_disks = parts.into_iter().map(|d| all.disk(d)).collect();
+            all.root_disks = parts.into_iter().map(|d| all.disk(d)).gather();
             // Of a stack only the bottom is a disk: what has parts of its own is not.
             let stacked =
                 |d: &Dev| all.devices.get(d).is_some_and(|d| !d.slaves.is_empty() || d.backing.is_some());
-            all.root_disks = all.root_disks.iter().copied().filter(|d| !stacked(d)).collect();
+            all.root_disks = all.root_disks.iter().copied().filter(|d| !stacked(d)).gather();
         }
         all
     }
@@ -114,14 +115,14 @@ impl InUse {
 
     /// Whether writing one changes bytes of the other.
     pub(crate) fn overlap(&self, a: Dev, b: Dev) -> bool {
-        let below = |d| self.parts(&BTreeSet::from([d]), &[], &BTreeMap::new());
+        let below = |d| self.parts(&[d].into_iter().gather(), &[], &BTreeMap::new());
         let (a, b) = (below(a), below(b));
         a.iter().any(|a| b.iter().any(|b| a == b || self.above(*a).contains(b) || self.above(*b).contains(a)))
     }
 
     /// Whether all of `target` is on the disks of `/`.
     pub(crate) fn beside_root(&self, target: Dev) -> bool {
-        let parts = self.parts(&BTreeSet::from([target]), &[], &BTreeMap::new());
+        let parts = self.parts(&[target].into_iter().gather(), &[], &BTreeMap::new());
         let bottom = |d: &Dev| self.devices.get(d).is_none_or(|d| d.slaves.is_empty());
         let mut disks = parts.iter().filter(|d| bottom(d)).map(|d| self.disk(*d)).peekable();
         disks.peek().is_some() && disks.all(|d| self.root_disks.contains(&d))

@@ -1,6 +1,7 @@
 //! The thread of one table: waits for messages, files, commands and time, and does what its
 //! [`Shadow`]s decide.
 
+use otandem_core::gather::Gather as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
@@ -357,7 +358,7 @@ impl Worker {
             let standing = served.shadow.standing();
             let name = served.shadow.name();
             let refused: Map<_, _> =
-                standing.refused.iter().map(|(key, why)| (key.clone(), Value::from(why.as_str()))).collect();
+                standing.refused.iter().map(|(key, why)| (key.clone(), Value::from(why.as_str()))).gather();
             attention.extend(standing.refused.iter().map(|(key, why)| format!("{key:?} is refused: {why}")));
             let failed = served.failures.iter().enumerate();
             attention
