@@ -4,6 +4,8 @@
 //! A TLS library reports most of these mistakes only at the first connection, and then as one short alert. Keys that
 //! do not live in a file (TPM, PKCS#11) will come through the same [`Identity`].
 
+mod der;
+
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -16,9 +18,8 @@ use rustls::RootCertStore;
 use rustls::crypto::ring::sign::{RsaSigningKey, any_ecdsa_type};
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::ParsedCertificate;
 use rustls::sign::{CertifiedKey, SigningKey};
-use x509_cert::der::Decode;
-use x509_cert::{Certificate, Version};
 
 /// Larger files are no certificates; a full bundle of public roots has about 220 KiB.
 const MAX_FILE: u64 = 1024 * 1024;
@@ -193,13 +194,8 @@ pub fn trusted_now(wall: u64, built: u64, last_saved: u64) -> u64 {
 /// Whatever would make the cloud refuse the connection or others able to use the key.
 pub fn load_identity(cert: &Path, key: &Path, now: u64, built: u64) -> Result<Identity, CertError> {
     let chain = load_chain(cert)?;
-    let parsed = chain.iter().map(|der| parse(cert, der)).collect::<Result<Vec<_>, _>>()?;
-    if parsed.iter().any(|c| c.tbs_certificate().version() != Version::V3) {
-        return Err(CertError::Version1 { path: cert.into() });
-    }
-    let own = parsed.first().ok_or_else(|| CertError::Empty { path: cert.into() })?.tbs_certificate();
-    let not_before = own.validity().not_before.to_unix_duration().as_secs();
-    let not_after = own.validity().not_after.to_unix_duration().as_secs();
+    let own = facts(cert, &chain)?;
+    let (not_before, not_after) = own.validity;
     let path = || cert.to_owned();
     if now < not_before {
         return Err(match now <= built {
@@ -210,14 +206,13 @@ pub fn load_identity(cert: &Path, key: &Path, now: u64, built: u64) -> Result<Id
     if now > not_after {
         return Err(CertError::Expired { path: path(), not_after, now });
     }
-    let common_name = own.subject().common_name().ok().flatten().map(|name| name.value().into_owned());
     let private = load_key(key)?;
     let signer = signing_key(&private)
         .map_err(|e| CertError::KeyUnsupported { path: key.into(), why: e.to_string() })?;
     CertifiedKey::new(chain.clone(), signer)
         .keys_match()
         .map_err(|_| CertError::Mismatch { cert: path(), key: key.into() })?;
-    Ok(Identity { chain, key: private, not_after, common_name })
+    Ok(Identity { chain, key: private, not_after, common_name: own.common_name })
 }
 
 /// The key by which TLS signs for the device.
@@ -281,8 +276,22 @@ fn reason(e: &PemError) -> String {
     .to_owned()
 }
 
-fn parse(path: &Path, der: &CertificateDer<'_>) -> Result<Certificate, CertError> {
-    Certificate::from_der(der).map_err(|e| CertError::Malformed { path: path.into(), why: e.to_string() })
+/// What is known of the first certificate, where all of them can be read.
+fn facts(path: &Path, chain: &[CertificateDer<'_>]) -> Result<der::Facts, CertError> {
+    let malformed = |why: String| CertError::Malformed { path: path.into(), why };
+    let mut own = None;
+    for certificate in chain {
+        let facts = der::facts(certificate).ok_or_else(|| malformed("it is no X.509 certificate".into()))?;
+        if !facts.is_v3 {
+            return Err(CertError::Version1 { path: path.into() });
+        }
+        if own.is_none() {
+            // What the server will do with it.
+            ParsedCertificate::try_from(certificate).map_err(|e| malformed(e.to_string()))?;
+            own = Some(facts);
+        }
+    }
+    own.ok_or_else(|| CertError::Empty { path: path.into() })
 }
 
 /// Opened without waiting, should a pipe be in its place.

@@ -3,13 +3,17 @@
 //! The request is a handful of fixed bytes around a name, a public key and a signature; a library for it would be larger
 //! than everything else here together.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
-use x509_cert::der::pem::{self, LineEnding};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject as _;
 
 /// Longest common name (RFC 5280, `ub-common-name`).
 const MAX_NAME: usize = 64;
-const KEY_LABEL: &str = "PRIVATE KEY";
+/// Characters of base64 in a line (RFC 7468).
+const LINE: usize = 64;
 
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
@@ -33,17 +37,15 @@ const NO_ATTRIBUTES: &[u8] = &[0xa0, 0x00];
 pub(super) fn key() -> Result<String, &'static str> {
     let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new());
     let made = made.map_err(|_| "the system gives no random numbers")?;
-    in_pem(KEY_LABEL, made.as_ref())
+    Ok(in_pem("PRIVATE KEY", made.as_ref()))
 }
 
 /// The request for `name`, signed by the key in `key`.
 pub(super) fn request(key: &str, name: &str) -> Result<String, &'static str> {
-    let (label, der) = pem::decode_vec(key.as_bytes()).map_err(|_| "the key is not in PEM form")?;
-    if label != KEY_LABEL {
-        return Err("the key is not in PKCS#8 form");
-    }
+    let der = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes());
+    let der = der.map_err(|_| "the key is no PKCS#8 in PEM form")?;
     let random = SystemRandom::new();
-    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &der, &random);
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, der.secret_pkcs8_der(), &random);
     let pair = pair.map_err(|_| "the key is no P-256 key")?;
     let name: String = name.chars().filter(|c| !c.is_control()).take(MAX_NAME).collect();
     let name = [COMMON_NAME, &element(UTF8_STRING, &[name.as_bytes()])].concat();
@@ -52,11 +54,19 @@ pub(super) fn request(key: &str, name: &str) -> Result<String, &'static str> {
     let asked = element(SEQUENCE, &[VERSION, &subject, &public, NO_ATTRIBUTES]);
     let signature = pair.sign(&random, &asked).map_err(|_| "the key does not sign")?;
     let signature = element(BIT_STRING, &[&[0], signature.as_ref()]);
-    in_pem("CERTIFICATE REQUEST", &element(SEQUENCE, &[&asked, ECDSA_SHA256, &signature]))
+    Ok(in_pem("CERTIFICATE REQUEST", &element(SEQUENCE, &[&asked, ECDSA_SHA256, &signature])))
 }
 
-fn in_pem(label: &str, der: &[u8]) -> Result<String, &'static str> {
-    pem::encode_string(label, LineEnding::LF, der).map_err(|_| "it has no PEM form")
+fn in_pem(label: &str, der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for (at, character) in text.chars().enumerate() {
+        pem.push(character);
+        if (at + 1) % LINE == 0 || at + 1 == text.len() {
+            pem.push('\n');
+        }
+    }
+    pem + &format!("-----END {label}-----\n")
 }
 
 /// A DER element: tag, length, contents.
