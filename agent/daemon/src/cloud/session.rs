@@ -249,12 +249,12 @@ impl Session {
         let by_peer = link.closing.is_none() && error.as_ref().is_some_and(closed_by_peer);
         self.careful = link.posts.lose(by_peer);
         let sent_away = by_peer || link.closing.is_none() && error.as_ref().is_some_and(refused);
-        let up = link.up_since.is_some();
-        self.config.wallet.ended(Ended { accepted: link.accepted, up, sent_away });
         let at_group = link.trying.filter(|_| sent_away || link.unanswered);
         if let Some(group) = at_group {
-            self.ended_at(group, link.unanswered).await?;
+            self.ended_at(&mut link, group).await?;
         }
+        let up = link.up_since.is_some() && !link.blamed;
+        self.config.wallet.ended(Ended { accepted: link.accepted, up, sent_away });
         // How soon the next group is tried has its own limits.
         let good = at_group.is_some() || link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
         let (reason, next) = match link.closing.take() {
@@ -341,7 +341,7 @@ impl Session {
         let Some(group) = group else { return self.subscribe(link).await };
         // What waited for this.
         link.flush(Instant::now());
-        self.tried(group, refused).await
+        self.tried(link, group, refused).await
     }
 
     /// Sends the next SUBSCRIBE for what is needed, or says that all is granted.
@@ -358,7 +358,6 @@ impl Session {
             link.close(reason, Next::Later);
         } else {
             link.up_since = Some(Instant::now());
-            self.config.wallet.up();
             tracing::info!("{}: up, {} subscriptions", self.config.name, link.granted.len());
             self.tell(Inbound::Up).await?;
         }

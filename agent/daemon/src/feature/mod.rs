@@ -112,8 +112,7 @@ impl Eq for StatusFor {}
 
 /// A function that uses the cloud session.
 pub trait Feature {
-    /// The topic filters without which the session is of no use to any feature: one that the broker does not allow keeps it
-    /// from coming up.
+    /// The topic filters without which the session is not up, for no feature: only what updates depend on.
     fn topics(&self) -> Vec<String>;
     /// Topic filters that the others do not depend on, in groups of what belongs together, at most eight each: subscribed
     /// when the session is up, and set aside where the broker does not allow them.

@@ -36,6 +36,8 @@ struct Group {
     standing: Standing,
     /// On this connection.
     granted: bool,
+    /// On some connection, and it was not set aside since.
+    worked: bool,
 }
 
 /// See the module.
@@ -79,7 +81,7 @@ impl Groups {
                 never.push((topics, why));
             } else {
                 subscribed = with;
-                all.push(Group { topics, standing: Standing::New, granted: false });
+                all.push(Group { topics, standing: Standing::New, granted: false, worked: false });
             }
         }
         let pause = (pause.0, pause.1.min(PAUSE));
@@ -89,6 +91,21 @@ impl Groups {
     /// A new connection: nothing is subscribed.
     pub(super) fn begin(&mut self) {
         self.all.iter_mut().for_each(|group| group.granted = false);
+    }
+
+    /// All are granted but what was set aside.
+    pub(super) fn complete(&self) -> bool {
+        self.all.iter().all(|group| group.granted || group.standing == Standing::Aside)
+    }
+
+    /// It was not granted, and has another try in any case if it ever was.
+    pub(super) fn doubt(&mut self, group: usize) -> bool {
+        let worked = self.all[group].worked;
+        if worked {
+            self.all[group].standing = Standing::Suspect;
+            self.ended = self.ended.saturating_add(1);
+        }
+        worked
     }
 
     pub(super) fn topics(&self, group: usize) -> &[String] {
@@ -116,7 +133,7 @@ impl Groups {
     /// The broker has granted it. What else was set aside is tried, too: the policy may have been changed.
     pub(super) fn granted(&mut self, group: usize) {
         let was = std::mem::replace(&mut self.all[group].standing, Standing::Proven);
-        self.all[group].granted = true;
+        (self.all[group].granted, self.all[group].worked) = (true, true);
         if was == Standing::Aside {
             self.try_all();
         }
@@ -139,6 +156,7 @@ impl Groups {
     pub(super) fn refused(&mut self, group: usize, now: Instant) {
         let was = std::mem::replace(&mut self.all[group].standing, Standing::Aside);
         self.vain = if was == Standing::Aside { self.vain.saturating_add(1) } else { 0 };
+        self.all[group].worked = false;
         self.turn = group + 1;
         let aside = self.all.iter().filter(|group| group.standing == Standing::Aside).count();
         // Each has its turn within the longest time.

@@ -45,6 +45,10 @@ pub(super) struct Link {
     group_waits: bool,
     /// When the next one is due.
     group_due: Option<Instant>,
+    /// All that can be had is granted.
+    pub(super) complete: bool,
+    /// The certificate does not allow what another one did.
+    pub(super) blamed: bool,
     acknowledged_by: Option<Instant>,
     /// A subscription was not acknowledged in time.
     pub(super) unanswered: bool,
@@ -73,6 +77,8 @@ impl Link {
             trying: None,
             group_waits: false,
             group_due: None,
+            complete: false,
+            blamed: false,
             acknowledged_by: None,
             unanswered: false,
             queue: VecDeque::new(),

@@ -4,7 +4,7 @@
 use tokio::time::Instant;
 
 use super::link::{Link, advice};
-use super::{Gone, Inbound, Session};
+use super::{Gone, Inbound, Next, Session};
 use crate::cloud::channel::in_short;
 
 impl Session {
@@ -12,6 +12,10 @@ impl Session {
     /// and nobody else's message is lost.
     pub(super) async fn optional(&mut self, link: &mut Link) -> Result<(), Gone> {
         while let Some(up) = link.up_since.filter(|_| link.closing.is_none() && link.awaiting.is_none()) {
+            if !link.complete && self.groups.complete() {
+                link.complete = true;
+                self.config.wallet.up();
+            }
             let next = self.groups.next(up);
             let due = next.filter(|(_, due)| *due <= Instant::now());
             link.wait_for_group(due.is_some(), next.map(|(_, due)| due));
@@ -29,25 +33,36 @@ impl Session {
     }
 
     /// The broker has answered.
-    pub(super) async fn tried(&mut self, group: usize, refused: bool) -> Result<(), Gone> {
+    pub(super) async fn tried(&mut self, link: &mut Link, group: usize, refused: bool) -> Result<(), Gone> {
         if !refused {
             return self.granted(group).await;
+        }
+        if self.blames(link, group) {
+            let topics = in_short(self.groups.topics(group));
+            link.close(format!("the broker refuses {topics}, which another certificate may"), Next::Later);
+            return Ok(());
         }
         self.groups.refused(group, Instant::now());
         self.set_aside(group, "the broker refuses it").await
     }
 
-    /// The connection ended while one was on its way. `unanswered`: not by the broker.
-    pub(super) async fn ended_at(&mut self, group: usize, unanswered: bool) -> Result<(), Gone> {
-        if !self.groups.closed(group, Instant::now()) {
+    /// The connection ended while one was on its way.
+    pub(super) async fn ended_at(&mut self, link: &mut Link, group: usize) -> Result<(), Gone> {
+        if self.blames(link, group) || !self.groups.closed(group, Instant::now()) {
             return Ok(());
         }
-        let how = if unanswered {
+        let how = if link.unanswered {
             "the broker does not answer it"
         } else {
             "the broker closes the connection at it"
         };
         self.set_aside(group, how).await
+    }
+
+    /// A certificate on trial must do everything that the old one can: what worked with that is not set aside.
+    fn blames(&mut self, link: &mut Link, group: usize) -> bool {
+        link.blamed = self.config.wallet.on_trial() && self.groups.doubt(group);
+        link.blamed
     }
 
     async fn granted(&mut self, group: usize) -> Result<(), Gone> {

@@ -188,6 +188,7 @@ fn what_is_no_update_goes_to_failed_and_others_go_on() {
     for (name, text) in [("bad", "{"), (".dot", "1"), ("otandem", "1"), ("good", "1"), ("null", "null")] {
         bench.put(name, text);
     }
+    bench.wait("all of them", |s| s["updates"]["failed"] == 7 && s["updates"]["waiting"] == 2);
     bench.up(json!({"reported": {"null": 1}}));
     assert_eq!(bench.accept(8)["reported"], json!({"good": 1, "null": null}));
     let status = bench.wait("the end of all", |status| status["updates"]["failed"] == 7);

@@ -147,3 +147,24 @@ async fn groups_above_the_limit_are_set_aside_at_once() {
     assert_eq!(feature.next().await, Inbound::Up);
     assert_eq!(feature.next().await, granted(&["t/7"]));
 }
+
+#[tokio::test]
+async fn what_worked_is_not_set_aside_while_a_certificate_is_tried_out_that_does_not_allow_it() {
+    for bad in [forbidding(), Rule { refuse_topic: Some("bad/2"), ..Rule::default() }] {
+        let good = Rule::default();
+        let broker = Broker::start(vec![good.clone(), bad.clone(), bad.clone(), bad, good]).await;
+        let mut feature = Feature::start_with(broker.config.clone(), &["a"], &[&["bad/2"]]);
+        assert_eq!(feature.next().await, Inbound::Up);
+        assert_eq!(feature.next().await, granted(&["bad/2"]));
+        let _verdict = broker.config.wallet.try_out("another one");
+        feature.order(Outbound::Reconnect);
+        feature.down().await;
+        for _ in 0..3 {
+            assert_eq!(feature.next().await, Inbound::Up);
+            let reason = feature.down().await;
+            assert!(reason.contains("bad/2"), "{reason}");
+        }
+        assert_eq!(feature.next().await, Inbound::Up);
+        assert_eq!(feature.next().await, granted(&["bad/2"]));
+    }
+}
