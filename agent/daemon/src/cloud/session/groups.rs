@@ -130,14 +130,16 @@ impl Groups {
         Some((group, self.retry?.max(up + SETTLED)))
     }
 
-    /// The broker has granted it. What else was set aside is tried, too: the policy may have been changed.
-    pub(super) fn granted(&mut self, group: usize) {
+    /// The broker has granted it; `true`: not at the first try. What else was set aside is tried, too: the policy may have
+    /// been changed.
+    pub(super) fn granted(&mut self, group: usize) -> bool {
         let was = std::mem::replace(&mut self.all[group].standing, Standing::Proven);
         (self.all[group].granted, self.all[group].worked) = (true, true);
         if was == Standing::Aside {
             self.try_all();
         }
         self.look();
+        matches!(was, Standing::Suspect | Standing::Aside)
     }
 
     /// The connection ended at it; `true`: it is set aside.

@@ -15,6 +15,7 @@ impl Session {
             if !link.complete && self.groups.complete() {
                 link.complete = true;
                 self.config.wallet.up();
+                tracing::debug!("{}: {} subscriptions in all", self.config.name, link.granted.len());
             }
             let next = self.groups.next(up);
             let due = next.filter(|(_, due)| *due <= Instant::now());
@@ -66,9 +67,11 @@ impl Session {
     }
 
     async fn granted(&mut self, group: usize) -> Result<(), Gone> {
-        self.groups.granted(group);
+        let at_last = self.groups.granted(group);
         let topics = self.groups.topics(group).to_vec();
-        tracing::info!("{}: subscribed to {}", self.config.name, in_short(&topics));
+        if at_last {
+            tracing::info!("{}: subscribed to {} at last", self.config.name, in_short(&topics));
+        }
         self.tell(Inbound::Granted(topics)).await
     }
 
