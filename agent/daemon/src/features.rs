@@ -13,7 +13,7 @@ use otandem_core::jobs::intake::JobRules;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
-use crate::cloud::channel::Ends;
+use crate::cloud::channel::{Ends, Topics};
 use crate::cloud::tls::Clock;
 use crate::cloud::wallet::Wallet;
 use crate::config::{
@@ -151,7 +151,7 @@ pub fn connect(
     cloud: &CloudSettings,
     network: &NetworkSettings,
     thing: &str,
-    topics: Vec<String>,
+    topics: Topics,
     wallet: Wallet,
     clock: Arc<Clock>,
 ) -> Option<Ends> {

@@ -7,9 +7,12 @@ use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use otandem_lab::Status;
 use otandem_lab::policy::{Action, Policy};
+use otandem_lab::{Direction, Status};
+use otandem_system_tests::Health;
+use otandem_system_tests::desk::Desk;
 use otandem_system_tests::device::Script;
+use otandem_system_tests::pack::Packing;
 use otandem_system_tests::world::{LIMIT, World};
 use serde_json::{Value, json};
 
@@ -42,7 +45,11 @@ fn at(world: &World, name: &str) -> PathBuf {
 /// Waits until all is subscribed.
 fn wait_up(world: &World) {
     world.device.wait_ready(LIMIT).unwrap();
-    wait(world, "a session", |status| status["cloud"]["connected"] == true);
+    wait(world, "all subscriptions", |status| {
+        let rules = status["subscribe"].as_object();
+        let subscribed = rules.is_none_or(|rules| rules.values().all(|rule| rule["subscribed"] == true));
+        status["cloud"]["connected"] == true && subscribed
+    });
 }
 
 fn wait(world: &World, what: &str, seen: impl Fn(&Value) -> bool) -> Value {
@@ -160,6 +167,48 @@ fn a_kill_at_any_moment_leaves_a_whole_file_and_a_new_start_goes_on() {
     wait_rule(&world, "file", "the last", |rule| rule["done"] == 1);
     assert_eq!(fs::read_to_string(at(&world, "file")).unwrap(), "the end");
     world.finish();
+}
+
+#[test]
+fn what_the_policy_forbids_to_subscribe_to_costs_no_update_and_works_without_a_restart_when_it_is_allowed() {
+    let desk = Desk::off();
+    desk.lab.set_policy(Policy::jobs());
+    desk.define("foo", "JSON", &json!({}));
+    desk.device.configure("subscribe.alarm", "topic", "'site/alarm'").unwrap();
+    desk.set("subscribe.alarm", "write", "alarm");
+    let image = desk.image("2.0", Health::Good);
+    let published = desk.publish(&image, Packing::Zstd);
+    desk.device.power_on().unwrap();
+    desk.run("update", &published.document, Status::Succeeded, "");
+    let status = wait(&desk, "both set aside", |status| {
+        status["cloud"]["set-aside"].as_array().is_some_and(|groups| groups.len() == 2)
+    });
+    let attention = status["attention"].to_string();
+    for filter in [format!("$aws/things/{}/shadow/*", desk.thing), "site/alarm".into()] {
+        let policy = format!("iot:Subscribe on topicfilter/{filter} and iot:Receive on topic/{filter}");
+        assert!(attention.contains(&policy), "{filter}: {attention}");
+    }
+    wait(&desk, "the session without them", |status| status["cloud"]["connected"] == true);
+    // A question whose answer cannot be heard is not asked, and would have been one offence more.
+    let foreign = desk.counters().violations.iter().filter(|(_, what)| !what.contains("subscribe")).count();
+    assert_eq!(foreign, 0, "{:?}", desk.counters().violations);
+
+    let about = "$aws/things/*/shadow/*";
+    let policy = [about, "site/*"].iter().fold(Policy::jobs(), |policy, topic| {
+        policy.allow(Action::Subscribe, topic).allow(Action::Receive, topic)
+    });
+    desk.lab.set_policy(policy.allow(Action::Publish, about));
+    let connects = desk.counters().connects.get(&desk.thing).copied();
+    kill(Pid::from_raw(desk.device.look(|heard| heard.process()).unwrap()), Signal::SIGHUP).unwrap();
+    let rule = |status: &Value| status["subscribe"]["alarm"]["subscribed"] == true;
+    let status = wait(&desk, "both", |status| rule(status) && status["cloud"]["set-aside"] == json!([]));
+    assert!(!status["attention"].to_string().contains("no subscription"), "{status}");
+    desk.lab.push("site/alarm", "fire");
+    desk.wait_file("alarm", |text| text == "fire");
+    desk.change(&json!({"desired": {"foo": {"a": 1}}}));
+    desk.wait_file("foo.rc", |text| text == "{\"a\":1}");
+    assert_eq!(desk.counters().connects.get(&desk.thing).copied(), connects, "it cost no connection");
+    assert!(desk.lab.inspect(|lab| lab.messages(Direction::In, "/shadow/get").count()) > 0);
 }
 
 /// A device with a directory of commands, not switched on.

@@ -413,6 +413,11 @@ impl Agent {
                 memory::give_back();
                 self.each_feature(|feature, context| feature.on_session(context, true));
             }
+            Inbound::Granted(topics) => {
+                self.session.granted(&topics);
+                self.each_feature(|feature, context| feature.on_granted(context, &topics));
+            }
+            Inbound::SetAside { topics, why } => self.session.set_aside(topics, why),
             Inbound::Down { reason } => {
                 self.session.down(reason);
                 self.each_feature(|feature, context| feature.on_session(context, false));

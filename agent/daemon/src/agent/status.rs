@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::Agent;
 use super::world::rivals;
+use crate::cloud::channel::in_short;
 use crate::cloud::tls::wall;
 use crate::config::BootKind;
 use crate::control::Progress;
@@ -26,6 +27,8 @@ pub(super) struct SessionView {
     reason: Option<String>,
     /// Wall time of the last accepted answer, in seconds since 1970.
     last_contact: Option<u64>,
+    /// Subscriptions that it goes on without, in groups, and why.
+    set_aside: Vec<(Vec<String>, String)>,
 }
 
 impl SessionView {
@@ -39,6 +42,9 @@ impl SessionView {
             if outbox > 0 {
                 attention.push(format!("{outbox} outcomes wait for the cloud"));
             }
+        }
+        for (topics, why) in &self.set_aside {
+            attention.push(format!("no subscription to {}: {why}", in_short(topics)));
         }
         match certificate {
             Some(Err(why)) => attention.push(why.clone()),
@@ -57,6 +63,19 @@ impl SessionView {
 
     pub(super) fn down(&mut self, reason: String) {
         (self.up, self.reason) = (false, Some(reason));
+    }
+
+    pub(super) fn granted(&mut self, topics: &[String]) {
+        self.set_aside.retain(|(group, _)| group != topics);
+    }
+
+    pub(super) fn set_aside(&mut self, topics: Vec<String>, why: String) {
+        self.granted(&topics);
+        self.set_aside.push((topics, why));
+    }
+
+    fn shown_aside(&self) -> Value {
+        self.set_aside.iter().map(|(topics, why)| json!({ "topics": topics, "why": why })).collect()
     }
 
     pub(super) const fn answered(&mut self, wall: u64) {
@@ -130,6 +149,7 @@ impl Agent {
                 "connected": self.session.up,
                 "reason": self.session.reason,
                 "last-contact": self.session.last_contact,
+                "set-aside": self.session.shown_aside(),
                 "certificate-ends": certificate.as_ref().and_then(|c| c.as_ref().ok()),
                 "outbox": record.outbox.len(),
             },

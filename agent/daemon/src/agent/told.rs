@@ -3,7 +3,7 @@
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::{Agent, Link};
-use crate::cloud::channel::Inbound;
+use crate::cloud::channel::{Inbound, Outbound};
 use crate::feature::{Done, Reach};
 
 /// Both ends of what features are told.
@@ -30,7 +30,12 @@ impl Agent {
     pub(super) fn told(&mut self, done: Done) {
         match done {
             Done::Status(to) => to.tell(self.status()),
-            done => self.tell_features(&done),
+            done => {
+                if let (Done::Refetch, Some(link)) = (&done, &self.link) {
+                    let _ = link.ends.outbound.send(Outbound::Retry);
+                }
+                self.tell_features(&done);
+            }
         }
     }
 }

@@ -12,17 +12,43 @@ pub use otandem_core::messages::MAX_PAYLOAD;
 use otandem_core::messages::Qos;
 use tokio::sync::mpsc;
 
+/// What is subscribed to, at QoS 1.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Topics {
+    /// Filters without which a session is of no use.
+    pub needed: Vec<String>,
+    /// Filters that it can do without, in groups of what belongs together: at most eight each.
+    pub optional: Vec<Vec<String>>,
+}
+
+impl Topics {
+    /// Nothing optional.
+    #[must_use]
+    pub const fn needed(needed: Vec<String>) -> Self {
+        Self { needed, optional: vec![] }
+    }
+}
+
 /// From the session to the features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inbound {
-    /// Connected, and every wanted subscription is granted (also after each [`Outbound::Subscribe`]).
+    /// Connected, and every needed subscription is granted.
     Up,
+    /// An optional group is granted, until the next `Down`.
+    Granted(Vec<String>),
+    /// The session goes on without an optional group. Where it can help, it is tried again at times.
+    SetAside {
+        /// The group.
+        topics: Vec<String>,
+        /// Why, and what to do, such as the policy to add.
+        why: String,
+    },
     /// Not connected, and why. The session tries again by itself unless told to disconnect.
     Down {
         /// For people.
         reason: String,
     },
-    /// A wanted topic that cannot be had. Unless it is taken out of the wish, the session stays `Down` and tries again.
+    /// A needed topic that cannot be had. Where it is the broker who refuses it, the session stays `Down` and tries again.
     Refused {
         /// The topic filter.
         topic: String,
@@ -41,9 +67,6 @@ pub enum Inbound {
 /// From the features to the session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outbound {
-    /// All topics that are wanted from now on, at QoS 1. New ones are subscribed at once, topics that are gone stay
-    /// until the next connection.
-    Subscribe(Vec<String>),
     /// At QoS 1; dropped while the session is not up.
     Publish {
         /// Topic.
@@ -57,6 +80,8 @@ pub enum Outbound {
     Disconnect,
     /// Connect anew, at once.
     Reconnect,
+    /// Groups that were set aside are tried again now: somebody may have changed the policy.
+    Retry,
 }
 
 /// A message whose fate is told: one [`Fate`] for each id.
@@ -148,5 +173,15 @@ impl Ends {
     #[must_use]
     pub fn nowhere() -> Self {
         Self { inbound: mpsc::channel(1).1, outbound: mpsc::unbounded_channel().0 }
+    }
+}
+
+/// A group of filters, for people.
+#[must_use]
+pub fn in_short(topics: &[String]) -> String {
+    match topics {
+        [] => String::new(),
+        [one] => one.clone(),
+        [first, others @ ..] => format!("{first} and {} more", others.len()),
     }
 }

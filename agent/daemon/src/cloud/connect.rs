@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::channel::Ends;
+use super::channel::{Ends, Topics};
 use super::identity::RETRY;
 use super::session::{self, SessionConfig};
 use super::tls::Clock;
@@ -22,7 +22,7 @@ pub fn start(
     cloud: &CloudSettings,
     network: &NetworkSettings,
     client_id: String,
-    topics: Vec<String>,
+    topics: Topics,
     wallet: Wallet,
     clock: Arc<Clock>,
 ) -> Ends {

@@ -1,7 +1,8 @@
 //! The one MQTT session that all features share: a task with a channel in each direction.
 //!
-//! The task keeps itself connected. It says [`Inbound::Up`] when the broker has granted every wanted subscription,
-//! and [`Inbound::Down`] with a reason in plain words whenever an attempt or a session ended. Sessions are clean:
+//! The task keeps itself connected. It says [`Inbound::Up`] when the broker has granted every needed subscription,
+//! and [`Inbound::Down`] with a reason in plain words whenever an attempt or a session ended. What it can do without comes
+//! after that, group by group, and costs no more than itself where the broker does not allow it. Sessions are clean:
 //! what was published and not acknowledged before a `Down` may be lost, so who needs an answer asks again after the
 //! next `Up` (the outbox does), and who posts is told which posts were lost.
 //!
@@ -21,17 +22,20 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use url::Url;
 
-pub use super::channel::{Fate, Inbound, MAX_PAYLOAD, Outbound};
+pub use super::channel::{Fate, Inbound, MAX_PAYLOAD, Outbound, Topics};
 use super::dial::dial;
 use super::tls::{self, Clock};
 use super::wallet::{Ended, Wallet};
 use crate::backoff::Backoff;
 
+mod groups;
 mod link;
+mod optional;
 mod posts;
 #[cfg(test)]
 mod tests;
 
+use groups::Groups;
 use link::{Link, advice};
 
 const MAX_FILTERS: usize = 8;
@@ -87,16 +91,16 @@ pub struct SessionConfig {
 /// message; `inbound` should be short.
 pub async fn run(
     config: SessionConfig,
-    topics: Vec<String>,
+    topics: Topics,
     orders: mpsc::UnboundedReceiver<Outbound>,
     inbound: mpsc::Sender<Inbound>,
 ) {
     let backoff = Backoff::new(config.retry_first, config.retry_most);
-    let mut session = Session { config, orders, inbound, wanted: Vec::new(), backoff, careful: 0 };
-    if session.want(topics).await.is_ok() {
-        // The only error is that nobody listens any more.
-        let _ = session.keep().await;
-    }
+    let pause = (config.retry_first, config.retry_most);
+    let (groups, never) = Groups::new(&topics.needed, topics.optional, pause);
+    let mut session = Session { config, orders, inbound, needed: Vec::new(), groups, backoff, careful: 0 };
+    // The only error is that nobody listens any more.
+    let _ = session.serve(topics.needed, never).await;
 }
 
 /// Nobody listens any more.
@@ -106,7 +110,8 @@ struct Session {
     config: SessionConfig,
     orders: mpsc::UnboundedReceiver<Outbound>,
     inbound: mpsc::Sender<Inbound>,
-    wanted: Vec<String>,
+    needed: Vec<String>,
+    groups: Groups,
     backoff: Backoff,
     /// Posts that go one by one, since the broker may have closed the last connection because of one of them.
     careful: usize,
@@ -130,6 +135,14 @@ struct End {
 }
 
 impl Session {
+    async fn serve(&mut self, needed: Vec<String>, never: Vec<groups::Never>) -> Result<(), Gone> {
+        self.need(needed).await?;
+        for (topics, why) in never {
+            self.go_on_without(topics, why).await?;
+        }
+        self.keep().await
+    }
+
     async fn keep(&mut self) -> Result<(), Gone> {
         let mut last = String::new();
         loop {
@@ -169,7 +182,7 @@ impl Session {
                 () = at(until) => return Ok(()),
                 order = self.orders.recv() => match order {
                     None => return Err(Gone),
-                    Some(Outbound::Subscribe(topics)) => self.want(topics).await?,
+                    Some(Outbound::Retry) => self.groups.retry(Instant::now()),
                     Some(Outbound::Publish { topic, .. }) => tracing::debug!("not connected, dropped: {topic}"),
                     Some(Outbound::Post(posts, fates)) => {
                         let ids = posts.into_iter().map(|post| post.id).collect();
@@ -187,18 +200,17 @@ impl Session {
         self.inbound.send(what).await.map_err(|_| Gone)
     }
 
-    /// Takes a new wish; what can never be had is refused at once.
-    async fn want(&mut self, topics: Vec<String>) -> Result<(), Gone> {
-        self.wanted.clear();
+    /// What can never be had is refused at once.
+    async fn need(&mut self, topics: Vec<String>) -> Result<(), Gone> {
         for topic in topics {
-            let advice = if self.wanted.contains(&topic) {
+            let advice = if self.needed.contains(&topic) {
                 continue;
             } else if !rumqttc::valid_filter(&topic) {
                 "not a valid topic filter".to_owned()
-            } else if self.wanted.len() == MAX_SUBSCRIPTIONS {
+            } else if self.needed.len() == MAX_SUBSCRIPTIONS {
                 format!("the broker allows {MAX_SUBSCRIPTIONS} subscriptions; turn a feature off")
             } else {
-                self.wanted.push(topic);
+                self.needed.push(topic);
                 continue;
             };
             self.tell(Inbound::Refused { topic, advice }).await?;
@@ -213,19 +225,20 @@ impl Session {
         // Never cancelled half-way: select polls it by reference until it ends by itself.
         let pump = pump(events, packets_in);
         tokio::pin!(pump);
-        let mut link = Link::new(client, &self.config, self.careful);
-        link.wish(&self.wanted);
+        let mut link = Link::new(client, &self.config, &self.needed, self.careful);
+        self.groups.begin();
         let error = loop {
             if packets.is_empty() {
                 link.posts.tell();
             }
+            self.optional(&mut link).await?;
             tokio::select! {
                 biased;
                 Some(seen) = packets.recv() => self.on_traffic(&mut link, seen).await?,
                 error = &mut pump => break error,
                 () = at(link.due()) => if link.on_time(&self.config) { break None },
                 order = self.orders.recv(), if link.closing.is_none() => {
-                    if self.on_order(&mut link, order).await? { break None }
+                    if self.on_order(&mut link, order) { break None }
                 }
                 () = self.inbound.closed() => return Err(Gone),
             }
@@ -236,9 +249,14 @@ impl Session {
         let by_peer = link.closing.is_none() && error.as_ref().is_some_and(closed_by_peer);
         self.careful = link.posts.lose(by_peer);
         let sent_away = by_peer || link.closing.is_none() && error.as_ref().is_some_and(refused);
-        let up = link.up_since.is_some();
+        let at_group = link.trying.filter(|_| sent_away || link.unanswered);
+        if let Some(group) = at_group {
+            self.ended_at(&mut link, group).await?;
+        }
+        let up = link.up_since.is_some() && !link.blamed;
         self.config.wallet.ended(Ended { accepted: link.accepted, up, sent_away });
-        let good = link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
+        // How soon the next group is tried has its own limits.
+        let good = at_group.is_some() || link.up_since.is_some_and(|t| t.elapsed() >= GOOD_SESSION);
         let (reason, next) = match link.closing.take() {
             Some(closing) => (closing.reason, closing.next),
             None => (self.in_words(&link, error.as_ref()), Next::Later),
@@ -288,21 +306,7 @@ impl Session {
                 link.accepted = true;
                 self.subscribe(link).await
             }
-            Packet::SubAck(ack) => {
-                for (topic, code) in
-                    link.awaiting.take().unwrap_or_default().into_iter().zip(ack.return_codes)
-                {
-                    if code == SubscribeReasonCode::Failure {
-                        let advice = advice(&topic);
-                        tracing::error!("the broker refuses the subscription to {topic}: {advice}");
-                        link.refused.push(format!("{topic}: {advice}"));
-                        self.tell(Inbound::Refused { topic, advice }).await?;
-                    } else {
-                        link.granted.push(topic);
-                    }
-                }
-                self.subscribe(link).await
-            }
+            Packet::SubAck(ack) => self.on_suback(link, ack.return_codes).await,
             Packet::Publish(message) => {
                 // The codec has refused topics that are not UTF-8.
                 let topic = String::from_utf8_lossy(&message.topic).into_owned();
@@ -317,22 +321,43 @@ impl Session {
         }
     }
 
-    /// Sends the next SUBSCRIBE, or says that all are granted.
+    async fn on_suback(&mut self, link: &mut Link, codes: Vec<SubscribeReasonCode>) -> Result<(), Gone> {
+        let Some(topics) = link.awaiting.take() else { return Ok(()) };
+        let group = link.trying.take();
+        let mut refused = false;
+        for (topic, code) in topics.into_iter().zip(codes) {
+            if code != SubscribeReasonCode::Failure {
+                link.granted.push(topic);
+                continue;
+            }
+            refused = true;
+            if group.is_none() {
+                let advice = advice(&topic);
+                tracing::error!("the broker refuses the subscription to {topic}: {advice}");
+                link.refused.push(format!("{topic}: {advice}"));
+                self.tell(Inbound::Refused { topic, advice }).await?;
+            }
+        }
+        let Some(group) = group else { return self.subscribe(link).await };
+        // What waited for this.
+        link.flush(Instant::now());
+        self.tried(link, group, refused).await
+    }
+
+    /// Sends the next SUBSCRIBE for what is needed, or says that all is granted.
     async fn subscribe(&mut self, link: &mut Link) -> Result<(), Gone> {
-        if !link.accepted || link.awaiting.is_some() || link.closing.is_some() {
+        if link.closing.is_some() {
             return Ok(());
         }
         if !link.missing.is_empty() {
-            link.send_subscribe(self.config.connect_timeout);
+            let batch = link.missing.drain(..link.missing.len().min(MAX_FILTERS)).collect();
+            link.send_subscribe(batch, self.config.connect_timeout);
         } else if let Some(first) = link.refused.first() {
             let reason =
                 format!("the broker refuses {} of the subscriptions, such as {first}", link.refused.len());
             link.close(reason, Next::Later);
         } else {
-            if link.up_since.is_none() {
-                link.up_since = Some(Instant::now());
-                self.config.wallet.up();
-            }
+            link.up_since = Some(Instant::now());
             tracing::info!("{}: up, {} subscriptions", self.config.name, link.granted.len());
             self.tell(Inbound::Up).await?;
         }
@@ -340,20 +365,16 @@ impl Session {
     }
 
     /// `true`: the connection is not worth a farewell.
-    async fn on_order(&mut self, link: &mut Link, order: Option<Outbound>) -> Result<bool, Gone> {
+    fn on_order(&mut self, link: &mut Link, order: Option<Outbound>) -> bool {
         match order {
-            Some(Outbound::Subscribe(topics)) => {
-                self.want(topics).await?;
-                link.wish(&self.wanted);
-                self.subscribe(link).await?;
-            }
+            Some(Outbound::Retry) => self.groups.retry(Instant::now()),
             Some(Outbound::Publish { topic, payload }) => link.publish(topic, payload),
             Some(Outbound::Post(posts, fates)) => link.post(posts, &fates),
             Some(Outbound::Disconnect) => link.close("disconnected on request".into(), Next::WhenTold),
             Some(Outbound::Reconnect) => link.close("connecting anew on request".into(), Next::AtOnce),
             None => link.close("over".into(), Next::Never),
         }
-        Ok(link.closing.is_some() && !link.accepted)
+        link.closing.is_some() && !link.accepted
     }
 
     fn in_words(&self, link: &Link, error: Option<&ConnectionError>) -> String {

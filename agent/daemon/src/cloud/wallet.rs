@@ -37,7 +37,7 @@ pub enum Keeping {
 pub struct Ended {
     /// The broker accepted the session.
     pub accepted: bool,
-    /// All that was wanted was subscribed.
+    /// What is needed was subscribed, and nothing was refused that another certificate was allowed.
     pub up: bool,
     /// The broker ended it, without or with a word.
     pub sent_away: bool,
@@ -125,9 +125,15 @@ impl Wallet {
         self.inner().tls()
     }
 
-    /// The session is up.
+    /// The session is up, with everything that it can have.
     pub fn up(&self) {
         self.inner().up();
+    }
+
+    /// What is shown is tried out.
+    #[must_use]
+    pub fn on_trial(&self) -> bool {
+        self.inner().rotation.trial().is_some()
     }
 
     /// The connection is over.

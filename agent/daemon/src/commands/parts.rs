@@ -12,7 +12,7 @@ use otandem_core::update::Then;
 use tokio::sync::oneshot;
 
 use crate::agent::{Link, OpenError, Parts, Service, open};
-use crate::cloud::channel::Ends;
+use crate::cloud::channel::{Ends, Topics};
 use crate::cloud::identity;
 use crate::cloud::tls::Clock;
 use crate::cloud::wallet::{Keeping, Wallet};
@@ -122,7 +122,10 @@ pub(super) fn parts(
             let (wallet, clock) = (wallet.clone(), Arc::clone(&clock));
             features.extend(provisioning(settings, Some(&me.thing), wallet, clock, None));
         }
-        let topics = features.iter().flat_map(|f| f.topics()).collect();
+        let topics = Topics {
+            needed: features.iter().flat_map(|f| f.topics()).collect(),
+            optional: features.iter().flat_map(|f| f.optional()).collect(),
+        };
         let ends = features::connect(cloud, network, &me.thing, topics, wallet.clone(), clock);
         link = ends.map(|ends| Link { ends, leave_while_fetching: session.leave_while_fetching, wallet });
     }

@@ -112,10 +112,17 @@ impl Eq for StatusFor {}
 
 /// A function that uses the cloud session.
 pub trait Feature {
-    /// The topic filters that it needs.
+    /// The topic filters without which the session is not up, for no feature: only what updates depend on.
     fn topics(&self) -> Vec<String>;
-    /// The session is up, all topics subscribed; or it is gone.
+    /// Topic filters that the others do not depend on, in groups of what belongs together, at most eight each: subscribed
+    /// when the session is up, and set aside where the broker does not allow them.
+    fn optional(&self) -> Vec<Vec<String>> {
+        vec![]
+    }
+    /// The session is up, all `topics` subscribed; or it is gone.
     fn on_session(&mut self, context: &mut Context<'_>, up: bool);
+    /// A group of `optional` is subscribed, until the session is gone; also groups of other features.
+    fn on_granted(&mut self, _context: &mut Context<'_>, _topics: &[String]) {}
     /// A message on one of the topics; also on topics of other features.
     fn on_message(&mut self, context: &mut Context<'_>, topic: &str, payload: &[u8]);
     /// Time passed.

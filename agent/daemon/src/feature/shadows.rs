@@ -120,9 +120,13 @@ impl Drop for Thread {
 
 impl Feature for Shadows {
     fn topics(&self) -> Vec<String> {
+        vec![]
+    }
+
+    fn optional(&self) -> Vec<Vec<String>> {
         let waiting = self.tables.iter().flat_map(|table| table.shadows.iter().map(|(name, _)| name));
         let running = self.threads.iter().flat_map(|thread| &thread.shadows);
-        waiting.chain(running).flat_map(Name::topics).collect()
+        waiting.chain(running).map(Name::topics).collect()
     }
 
     fn attach(&mut self, reach: &Reach) {
@@ -136,7 +140,18 @@ impl Feature for Shadows {
     }
 
     fn on_session(&mut self, _: &mut Context<'_>, up: bool) {
-        self.threads.iter().for_each(|thread| thread.tell.tell(Order::Session { up }));
+        if !up {
+            self.threads.iter().for_each(|thread| thread.tell.tell(Order::Down));
+        }
+    }
+
+    /// A shadow whose answers cannot be heard has no session.
+    fn on_granted(&mut self, _: &mut Context<'_>, topics: &[String]) {
+        for thread in &self.threads {
+            if let Some(at) = thread.shadows.iter().position(|name| name.topics() == topics) {
+                thread.tell.tell(Order::Up(at));
+            }
+        }
     }
 
     fn on_message(&mut self, _: &mut Context<'_>, topic: &str, payload: &[u8]) {

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use otandem_core::filter::widest;
+use otandem_core::filter::{Filter, widest};
 use otandem_core::time::Boottime;
 use otandem_device::delivery;
 use otandem_device::machine::now as boottime;
@@ -33,6 +33,8 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// The rules of this device.
 pub struct Subscribe {
     rules: Vec<Arc<Rule>>,
+    /// What is subscribed to.
+    granted: Vec<Filter>,
     stop: Option<Stop>,
     /// Closed when the last thread has ended.
     ended: Option<Receiver<()>>,
@@ -73,7 +75,8 @@ impl Subscribe {
     pub fn new(rules: Vec<SubscribeSettings>) -> Self {
         let rule =
             |settings| Arc::new(Rule { settings, state: Mutex::new(State::default()), news: Condvar::new() });
-        Self { rules: rules.into_iter().map(rule).collect(), stop: None, ended: None }
+        let rules = rules.into_iter().map(rule).collect();
+        Self { rules, granted: vec![], stop: None, ended: None }
     }
 
     /// A message for whoever means its topic.
@@ -194,8 +197,12 @@ impl Drop for Subscribe {
 
 impl Feature for Subscribe {
     fn topics(&self) -> Vec<String> {
+        vec![]
+    }
+
+    fn optional(&self) -> Vec<Vec<String>> {
         let filters = widest(self.rules.iter().map(|rule| &rule.settings.filter));
-        filters.into_iter().map(|filter| filter.as_str().to_owned()).collect()
+        filters.into_iter().map(|filter| vec![filter.as_str().to_owned()]).collect()
     }
 
     fn attach(&mut self, _: &Reach) {
@@ -204,7 +211,13 @@ impl Feature for Subscribe {
         }
     }
 
-    fn on_session(&mut self, _: &mut Context<'_>, _: bool) {}
+    fn on_session(&mut self, _: &mut Context<'_>, _: bool) {
+        self.granted.clear();
+    }
+
+    fn on_granted(&mut self, _: &mut Context<'_>, topics: &[String]) {
+        self.granted.extend(topics.iter().filter_map(|topic| Filter::new(topic).ok()));
+    }
 
     fn on_message(&mut self, _: &mut Context<'_>, topic: &str, payload: &[u8]) {
         self.deal(topic, payload);
@@ -226,8 +239,10 @@ impl Feature for Subscribe {
         let mut all = serde_json::Map::new();
         for rule in &self.rules {
             let state = rule.lock();
+            let filter = &rule.settings.filter;
             let one = json!({
-                "topic": rule.settings.filter.as_str(),
+                "topic": filter.as_str(),
+                "subscribed": self.granted.iter().any(|granted| granted.covers(filter)),
                 "received": state.received,
                 "waiting": state.queue.len(),
                 "dropped": state.dropped,

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Kit, ProvisionError, Provisioned};
-use crate::cloud::channel::{Inbound, Outbound};
+use crate::cloud::channel::{Inbound, Outbound, Topics};
 use crate::cloud::{connect, identity};
 
 /// Beside the time that a connection may take: for the subscriptions.
@@ -46,7 +46,7 @@ pub(super) async fn attempt(
         &kit.claim_cloud,
         &kit.network,
         id,
-        flow.topics(),
+        Topics::needed(flow.topics()),
         claim,
         kit.clock.clone(),
     );
@@ -62,6 +62,7 @@ pub(super) async fn attempt(
             Inbound::Message { topic, payload } => {
                 flow.step(Event::Message { topic, payload }, kit.clock.now())
             }
+            Inbound::Granted(_) | Inbound::SetAside { .. } => vec![],
             Inbound::Down { reason } => return Err(ProvisionError::Session(reason.clone())),
             Inbound::Refused { topic, advice } => {
                 return Err(ProvisionError::Session(format!("{topic} is refused: {advice}")));

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::attempt::attempt;
 use super::{Kit, ProvisionError, Provisioned};
-use crate::cloud::channel::Inbound;
+use crate::cloud::channel::{Inbound, Topics};
 use crate::cloud::wallet::{Keeping, Wallet};
 use crate::cloud::{connect, identity};
 use crate::config::Settings;
@@ -55,8 +55,8 @@ async fn connects(kit: &Kit, done: &Provisioned) -> Result<(), ProvisionError> {
     let wallet = Wallet::new(&kit.cloud, Arc::clone(&kit.clock), Keeping::Preference);
     let verdict = wallet.try_out(&done.certificate);
     let id = kit.cloud.client_id.clone().unwrap_or_else(|| done.thing.clone());
-    let mut ends =
-        connect::start("cloud session", &kit.cloud, &kit.network, id, vec![], wallet, Arc::clone(&kit.clock));
+    let (topics, clock) = (Topics::default(), Arc::clone(&kit.clock));
+    let mut ends = connect::start("cloud session", &kit.cloud, &kit.network, id, topics, wallet, clock);
     let mut last = String::new();
     let deadline = Instant::now() + TRIAL;
     while verdict.borrow().is_none() {

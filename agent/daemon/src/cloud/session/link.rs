@@ -8,7 +8,7 @@ use rumqttc::{AsyncClient, PublishOptions, QoS, SubscribeFilterInput};
 use tokio::time::Instant;
 
 use super::posts::Posts;
-use super::{Fate, MAX_FILTERS, MAX_PAYLOAD, Next, SessionConfig};
+use super::{Fate, MAX_PAYLOAD, Next, SessionConfig};
 use crate::cloud::channel::{Fates, Post};
 
 /// Messages that wait for their turn under the publish rate; above, something is broken.
@@ -34,12 +34,24 @@ pub(super) struct Link {
     /// The broker has accepted the session.
     pub(super) accepted: bool,
     pub(super) up_since: Option<Instant>,
-    /// Topics to subscribe, sent and not yet acknowledged, granted, and refused with advice.
-    pub(super) missing: VecDeque<String>,
+    /// Needed topics to subscribe; topics sent and not yet acknowledged, granted, and needed ones refused, with advice.
+    pub(super) missing: Vec<String>,
     pub(super) awaiting: Option<Vec<String>>,
     pub(super) granted: Vec<String>,
     pub(super) refused: Vec<String>,
+    /// The group that was sent and is not yet acknowledged: nothing else is sent.
+    pub(super) trying: Option<usize>,
+    /// A group waits until nothing is on its way: posts wait for it.
+    group_waits: bool,
+    /// When the next one is due.
+    group_due: Option<Instant>,
+    /// All that can be had is granted.
+    pub(super) complete: bool,
+    /// The certificate does not allow what another one did.
+    pub(super) blamed: bool,
     acknowledged_by: Option<Instant>,
+    /// A subscription was not acknowledged in time.
+    pub(super) unanswered: bool,
     queue: VecDeque<(String, Bytes)>,
     pub(super) posts: Posts,
     pacer: Pacer,
@@ -48,16 +60,27 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(client: AsyncClient, config: &SessionConfig, careful: usize) -> Self {
+    pub(super) fn new(
+        client: AsyncClient,
+        config: &SessionConfig,
+        needed: &[String],
+        careful: usize,
+    ) -> Self {
         Self {
             client,
             accepted: false,
             up_since: None,
-            missing: VecDeque::new(),
+            missing: needed.to_vec(),
             awaiting: None,
             granted: Vec::new(),
             refused: Vec::new(),
+            trying: None,
+            group_waits: false,
+            group_due: None,
+            complete: false,
+            blamed: false,
             acknowledged_by: None,
+            unanswered: false,
             queue: VecDeque::new(),
             posts: Posts::new(config.in_flight, careful),
             pacer: Pacer::new(config.publish_rate),
@@ -66,14 +89,20 @@ impl Link {
         }
     }
 
-    pub(super) fn wish(&mut self, wanted: &[String]) {
-        let sent = self.awaiting.as_deref().unwrap_or_default();
-        let new = wanted.iter().filter(|t| !self.granted.contains(t) && !sent.contains(t));
-        self.missing = new.cloned().collect();
+    /// `waits`: a group is to be sent; otherwise it is `due` later, if ever.
+    pub(super) fn wait_for_group(&mut self, waits: bool, due: Option<Instant>) {
+        self.group_due = due.filter(|_| !waits);
+        if std::mem::replace(&mut self.group_waits, waits) && !waits {
+            self.flush(Instant::now());
+        }
     }
 
-    pub(super) fn send_subscribe(&mut self, timeout: Duration) {
-        let batch: Vec<_> = self.missing.drain(..self.missing.len().min(MAX_FILTERS)).collect();
+    /// Nothing waits for its turn or for its acknowledgement, but posts that wait for a group.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.queue.is_empty() && self.posts.none_out()
+    }
+
+    pub(super) fn send_subscribe(&mut self, batch: Vec<String>, timeout: Duration) {
         let filters = batch.iter().map(|t| SubscribeFilterInput::new(t.clone(), QoS::AtLeastOnce));
         if let Err(e) = self.client.try_subscribe_many(filters) {
             // Only invalid filters, which were refused before, and a connection that has already ended.
@@ -111,6 +140,9 @@ impl Link {
 
     /// Sends what is due, publishes before posts.
     pub(super) fn flush(&mut self, now: Instant) {
+        if self.trying.is_some() && self.closing.is_none() {
+            return;
+        }
         while !self.queue.is_empty() && (self.closing.is_some() || self.pacer.may(now)) {
             let Some((topic, payload)) = self.queue.pop_front() else { return };
             self.pacer.sent(now);
@@ -120,7 +152,7 @@ impl Link {
                 Err(e) => tracing::error!("PUBLISH could not be sent: {e}"),
             }
         }
-        while self.closing.is_none() && self.queue.is_empty() && self.pacer.may(now) {
+        while self.closing.is_none() && !self.group_waits && self.queue.is_empty() && self.pacer.may(now) {
             if !self.posts.hand_one(&self.client, &mut self.last_topic) {
                 return;
             }
@@ -140,12 +172,12 @@ impl Link {
     }
 
     pub(super) fn due(&self) -> Option<Instant> {
-        let waits = !self.queue.is_empty() || self.posts.may_go();
-        let turn = if waits { self.pacer.next } else { None };
+        let waits = !self.queue.is_empty() || !self.group_waits && self.posts.may_go();
+        let turn = if waits && self.trying.is_none() { self.pacer.next } else { None };
         let answer = self.awaiting.as_ref().and(self.acknowledged_by);
         match &self.closing {
             Some(closing) => Some(closing.by),
-            None => turn.into_iter().chain(answer).min(),
+            None => turn.into_iter().chain(answer).chain(self.group_due).min(),
         }
     }
 
@@ -161,6 +193,7 @@ impl Link {
             let reason = format!("the broker did not acknowledge a subscription within {seconds} s");
             // A farewell would wait for the same acknowledgement.
             self.closing = Some(Closing { reason, next: Next::Later, by: now });
+            self.unanswered = true;
             return true;
         }
         false
@@ -174,9 +207,7 @@ impl Link {
                  active and that its policy allows iot:Connect for client id {client_id}"
             );
         }
-        if let Some(topic) =
-            self.awaiting.as_ref().and_then(|t| t.first()).filter(|_| self.up_since.is_none())
-        {
+        if let Some(topic) = self.awaiting.as_ref().and_then(|t| t.first()) {
             return format!(
                 "the broker closed the connection while subscribing to {topic}; {}",
                 advice(topic)

@@ -69,9 +69,14 @@ impl Posts {
     pub(super) fn may_go(&self) -> bool {
         let Some((next, _)) = self.waiting.front() else { return false };
         if self.careful > 0 || next.alone {
-            return self.flying.is_empty() && self.handed.iter().all(VecDeque::is_empty);
+            return self.none_out();
         }
         self.on_their_way < self.most && !self.alone
+    }
+
+    /// Nothing that the client has waits for an acknowledgement, publishes included.
+    pub(super) fn none_out(&self) -> bool {
+        self.flying.is_empty() && self.handed.iter().all(VecDeque::is_empty)
     }
 
     /// Hands one on to the client; `false` if there is none, or no room.

@@ -38,8 +38,10 @@ const DEFAULT_BYTES: usize = 64 << 10;
 
 /// What the thread is told.
 pub(super) enum Order {
-    /// The session came or went.
-    Session { up: bool },
+    /// The session is up, and answers to this shadow are subscribed to.
+    Up(usize),
+    /// The session is gone.
+    Down,
     /// A message of a shadow.
     Message { shadow: usize, answer: Answer, payload: Vec<u8> },
     /// All shadows are to be asked for again.
@@ -97,6 +99,8 @@ pub(super) struct Ends {
 /// One shadow, and what surrounds it.
 struct Served {
     shadow: Shadow,
+    /// It has a session, and is asked where it is not barred.
+    up: bool,
     notifiers: Vec<Notifier>,
     /// How the command of each service failed last.
     failures: Vec<Option<String>>,
@@ -120,7 +124,6 @@ pub(super) struct Worker {
     home: Option<usize>,
     updates: Option<Updates>,
     ends: Ends,
-    up: bool,
     posts: u64,
 }
 
@@ -142,7 +145,7 @@ impl Worker {
         let settings = &table.settings;
         let updates = settings.updates.clone().filter(|_| home.is_some());
         let updates = updates.map(|directory| Updates::new(settings.name.clone(), directory, settings.keep));
-        Self { table, served, home, updates, ends, up: false, posts: 0 }
+        Self { table, served, home, updates, ends, posts: 0 }
     }
 
     /// Until it is told to stop.
@@ -181,13 +184,8 @@ impl Worker {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Session { up } => {
-                self.up = up;
-                for at in 0..self.served.len() {
-                    let up = up && self.served[at].barred.is_none();
-                    self.told(at, |shadow, now| shadow.session(up, now));
-                }
-            }
+            Order::Up(at) => self.session(at, true),
+            Order::Down => (0..self.served.len()).for_each(|at| self.session(at, false)),
             Order::Message { shadow: at, answer, payload } => {
                 self.ends.pending.fetch_sub(payload.len(), Ordering::Relaxed);
                 self.served[at].answered(answer);
@@ -216,6 +214,13 @@ impl Worker {
             }
             Order::Stop => {}
         }
+    }
+
+    fn session(&mut self, at: usize, up: bool) {
+        let served = &mut self.served[at];
+        served.up = up;
+        let up = up && served.barred.is_none();
+        self.told(at, |shadow, now| shadow.session(up, now));
     }
 
     /// Tells a shadow what its files hold, then something else; then does what it wants.
@@ -284,8 +289,9 @@ impl Worker {
 
     fn tick(&mut self, at: usize) {
         let now = boottime();
-        if self.served[at].barred.take_if(|(until, _)| *until <= now).is_some() && self.up {
-            self.told(at, |shadow, now| shadow.session(true, now));
+        let served = &mut self.served[at];
+        if served.barred.take_if(|(until, _)| *until <= now).is_some() && served.up {
+            self.session(at, true);
         }
         if self.served[at].shadow.next_wake().is_some_and(|wake| wake <= now) {
             self.told(at, Shadow::tick);
@@ -363,7 +369,7 @@ impl Worker {
             let failed = served.failures.iter().enumerate();
             attention
                 .extend(failed.filter_map(|(service, why)| Some(self.command(at, service, why.as_deref()?))));
-            let waits = self.up && !standing.settled;
+            let waits = served.up && !standing.settled;
             attention.extend(
                 standing.last_error.iter().filter(|_| waits).map(|why| format!("{}: {why}", shown(name))),
             );
@@ -426,6 +432,7 @@ impl Served {
         let failures = vec![None; notifiers.len()];
         Self {
             shadow,
+            up: false,
             notifiers,
             failures,
             posted: None,
