@@ -12,9 +12,10 @@ OTANDEM_SITE = $(BR2_EXTERNAL_OTANDEM_PATH)/..
 OTANDEM_SITE_METHOD = local
 OTANDEM_LICENSE = Apache-2.0
 OTANDEM_LICENSE_FILES = LICENSE
-# What cargo and the tests leave in a checkout is no source.
+# What cargo and the tests leave in a checkout is no source. At its top alone:
+# crates have folders of these names, too.
 OTANDEM_OVERRIDE_SRCDIR_RSYNC_EXCLUSIONS = \
-	--exclude target --exclude .venv --exclude demo-out
+	--exclude /target --exclude /.venv --exclude /demo-out
 
 OTANDEM_FEATURES = \
 	$(if $(BR2_PACKAGE_OTANDEM_JOBS),jobs) \
