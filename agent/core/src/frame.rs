@@ -80,7 +80,7 @@ pub fn encode(seq: u64, payload: &[u8], copy_size: usize) -> Result<Vec<u8>, Too
     copy.extend_from_slice(&seq.to_le_bytes());
     copy.extend_from_slice(&len.to_le_bytes());
     copy.extend_from_slice(payload);
-    copy.extend_from_slice(&crc32fast::hash(&copy).to_le_bytes());
+    copy.extend_from_slice(&crate::crc::crc32(&copy).to_le_bytes());
     copy.resize(copy_size, 0);
     Ok(copy)
 }
@@ -108,7 +108,7 @@ pub fn decode(copy: &[u8]) -> Result<Frame<'_>, FrameError> {
     let len = usize::try_from(u32::from_le_bytes(len)).map_err(|_| FrameError::Truncated)?;
     let (payload, rest) = rest.split_at_checked(len).ok_or(FrameError::Truncated)?;
     let (checksum, _) = take::<4>(rest)?;
-    if crc32fast::hash(&copy[..HEADER + len]) != u32::from_le_bytes(checksum) {
+    if crate::crc::crc32(&copy[..HEADER + len]) != u32::from_le_bytes(checksum) {
         return Err(FrameError::Checksum);
     }
     if seq == u64::MAX {

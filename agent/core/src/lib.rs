@@ -11,6 +11,7 @@
 
 pub mod agreement;
 pub mod boot;
+pub mod crc;
 pub mod filter;
 pub mod formats;
 pub mod fota;

@@ -303,7 +303,7 @@ impl Desk {
     fn token(&mut self, ask: &Ask) -> String {
         if let Ask::Terminal { finished, .. } = ask {
             let key = &finished.key;
-            let sum = crc32fast::hash(format!("{key:?}").as_bytes());
+            let sum = crate::crc::crc32(format!("{key:?}").as_bytes());
             return format!("end-{sum:08x}-{}", key.execution);
         }
         self.tokens += 1;

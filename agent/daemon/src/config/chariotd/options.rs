@@ -43,6 +43,8 @@ tunnelmappings=THING:MAPPINGS
 tunnelproxy=PROGRAM
 tunnelcadir=DIR
 config=FILE  otandem: read this configuration, and no other, below the options
+default-message-rate=COUNT  otandem: messages a second, of all directories together; 0: as many as go [default: 100]
+message-rate=DIR:COUNT
 state-dir=DIR  otandem: keep state here [default: /var/lib/otandem]
 print-config  otandem: print what the options are in otandem.toml, and end
 ";

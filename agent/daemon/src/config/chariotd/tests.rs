@@ -94,7 +94,8 @@ fn each_directory_of_messages_has_its_own_settings() {
         "--messages=/a/m --messages /b/m/ --messages=c --default-message-concurrency=5 --message-concurrency=/b/m:7 \
          --message-topic-prefix=/a/m:x:y/ --default-message-order=newest-first --message-order=c:oldest-first \
          --default-letterhead-file=l.json --letterhead-file=/b/m/:/l --message-retries=c:0 --message-keep-failed=c:3 \
-         --message-topic-suffix=c:/end --letterhead-generator=c:/bin/g --default-message-jam-timeout=5",
+         --message-topic-suffix=c:/end --letterhead-generator=c:/bin/g --default-message-jam-timeout=5 \
+         --default-message-rate=0 --message-rate=c:9",
     );
     assert_eq!(
         lines(&made, "messages.m"),
@@ -105,6 +106,7 @@ fn each_directory_of_messages_has_its_own_settings() {
             "concurrency = 5",
             "order = \"newest-first\"",
             "topic-prefix = \"x:y/\"",
+            "rate = 0",
             "letterhead-file = \"/here/l.json\""
         ]
     );
@@ -116,6 +118,7 @@ fn each_directory_of_messages_has_its_own_settings() {
             "priorities = true",
             "concurrency = 7",
             "order = \"newest-first\"",
+            "rate = 0",
             "letterhead-file = \"/l\""
         ]
     );
@@ -130,6 +133,7 @@ fn each_directory_of_messages_has_its_own_settings() {
             "keep-failed = 3",
             "order = \"oldest-first\"",
             "topic-suffix = \"/end\"",
+            "rate = 9",
             "letterhead-file = \"/here/l.json\"",
             "letterhead-generator = \"/bin/g\""
         ]

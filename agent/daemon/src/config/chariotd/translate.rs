@@ -11,13 +11,14 @@ use crate::config::settings::is_thing_name;
 /// chariotd's signs of life: as seldom as AWS allows.
 const KEEP_ALIVE: u64 = 1200;
 /// Settings of a directory of messages: the option behind `message-`, our key, and whether it is a number.
-const OF_MESSAGES: [(&str, &str, bool); 6] = [
+const OF_MESSAGES: [(&str, &str, bool); 7] = [
     ("concurrency", "concurrency", true),
     ("retries", "retries", true),
     ("keep-failed", "keep-failed", true),
     ("order", "order", false),
     ("topic-prefix", "topic-prefix", false),
     ("topic-suffix", "topic-suffix", false),
+    ("rate", "rate", true),
 ];
 
 /// Our configuration: tables, each with its lines.
@@ -222,6 +223,10 @@ impl Translator<'_> {
                 let value = if is_number { number(option, value)?.into() } else { value.into() };
                 Ok((key, value))
             })?;
+        }
+        if let Some(rate) = self.options.last("default-message-rate") {
+            let rate = number("default-message-rate", rate)?;
+            self.said("cloud", "publish-rate", rate);
         }
         for key in ["letterhead-file", "letterhead-generator"] {
             self.of_messages(&directories, [&format!("default-{key}"), key], |own, _, value| {
