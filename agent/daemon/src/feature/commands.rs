@@ -20,7 +20,7 @@ use otandem_device::state::atomic_write;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Context, Done, Feature, Reach, StatusFor};
+use super::{Done, Feature, Reach, StatusFor};
 use crate::config::CommandsSettings;
 
 /// Bytes of a file at most: what it holds is not looked at.
@@ -124,30 +124,10 @@ impl Commands {
 }
 
 impl Feature for Commands {
-    fn topics(&self) -> Vec<String> {
-        vec![]
-    }
-
     fn attach(&mut self, reach: &Reach) {
         if let Err(e) = self.start(reach) {
             tracing::error!("no commands are taken: no thread or descriptor left: {e}");
         }
-    }
-
-    fn on_session(&mut self, _: &mut Context<'_>, _: bool) {}
-
-    fn on_message(&mut self, _: &mut Context<'_>, _: &str, _: &[u8]) {}
-
-    fn on_wake(&mut self, _: &mut Context<'_>) {}
-
-    fn next_wake(&self) -> Option<Boottime> {
-        None
-    }
-
-    fn on_done(&mut self, _: &mut Context<'_>, _: &Done) {}
-
-    fn idle(&self) -> bool {
-        true
     }
 
     fn show(&self, status: &mut Value, attention: &mut Vec<String>) {

@@ -14,13 +14,12 @@ mod worker;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
-use otandem_core::time::Boottime;
 use otandem_device::run::Stop;
 use otandem_device::spool::Bell;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Context, Done, Feature, Reach};
+use super::{Context, Feature, Reach};
 use crate::cloud::channel::{Fates, Outbound};
 use crate::config::MessagesSettings;
 use worker::{Order, Shown, Worker};
@@ -83,10 +82,6 @@ impl Drop for Thread {
 }
 
 impl Feature for Messages {
-    fn topics(&self) -> Vec<String> {
-        vec![]
-    }
-
     fn attach(&mut self, reach: &Reach) {
         for settings in self.settings.drain(..) {
             let name = settings.name.clone();
@@ -99,20 +94,6 @@ impl Feature for Messages {
 
     fn on_session(&mut self, _: &mut Context<'_>, up: bool) {
         self.threads.iter().for_each(|thread| thread.tell(Order::Session { up }));
-    }
-
-    fn on_message(&mut self, _: &mut Context<'_>, _: &str, _: &[u8]) {}
-
-    fn on_wake(&mut self, _: &mut Context<'_>) {}
-
-    fn next_wake(&self) -> Option<Boottime> {
-        None
-    }
-
-    fn on_done(&mut self, _: &mut Context<'_>, _: &Done) {}
-
-    fn idle(&self) -> bool {
-        true
     }
 
     fn show(&self, status: &mut Value, attention: &mut Vec<String>) {

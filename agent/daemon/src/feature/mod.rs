@@ -113,26 +113,32 @@ impl Eq for StatusFor {}
 /// A function that uses the cloud session.
 pub trait Feature {
     /// The topic filters without which the session is not up, for no feature: only what updates depend on.
-    fn topics(&self) -> Vec<String>;
+    fn topics(&self) -> Vec<String> {
+        vec![]
+    }
     /// Topic filters that the others do not depend on, in groups of what belongs together, at most eight each: subscribed
     /// when the session is up, and set aside where the broker does not allow them.
     fn optional(&self) -> Vec<Vec<String>> {
         vec![]
     }
     /// The session is up, all `topics` subscribed; or it is gone.
-    fn on_session(&mut self, context: &mut Context<'_>, up: bool);
+    fn on_session(&mut self, _context: &mut Context<'_>, _up: bool) {}
     /// A group of `optional` is subscribed, until the session is gone; also groups of other features.
     fn on_granted(&mut self, _context: &mut Context<'_>, _topics: &[String]) {}
     /// A message on one of the topics; also on topics of other features.
-    fn on_message(&mut self, context: &mut Context<'_>, topic: &str, payload: &[u8]);
+    fn on_message(&mut self, _context: &mut Context<'_>, _topic: &str, _payload: &[u8]) {}
     /// Time passed.
-    fn on_wake(&mut self, context: &mut Context<'_>);
+    fn on_wake(&mut self, _context: &mut Context<'_>) {}
     /// When `on_wake` is due.
-    fn next_wake(&self) -> Option<Boottime>;
+    fn next_wake(&self) -> Option<Boottime> {
+        None
+    }
     /// Something is done.
-    fn on_done(&mut self, context: &mut Context<'_>, done: &Done);
+    fn on_done(&mut self, _context: &mut Context<'_>, _done: &Done) {}
     /// Nothing is under way that a short-lived process should wait for.
-    fn idle(&self) -> bool;
+    fn idle(&self) -> bool {
+        true
+    }
     /// Here is the way to the session and to the others, before the session is up for the first time: for a feature with
     /// threads of its own.
     fn attach(&mut self, _reach: &Reach) {}

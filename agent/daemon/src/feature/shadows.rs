@@ -17,7 +17,6 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 use otandem_core::shadow::Name;
-use otandem_core::time::Boottime;
 use otandem_device::run::Stop;
 use otandem_device::spool::Bell;
 use serde_json::Value;
@@ -119,10 +118,6 @@ impl Drop for Thread {
 }
 
 impl Feature for Shadows {
-    fn topics(&self) -> Vec<String> {
-        vec![]
-    }
-
     fn optional(&self) -> Vec<Vec<String>> {
         let waiting = self.tables.iter().flat_map(|table| table.shadows.iter().map(|(name, _)| name));
         let running = self.threads.iter().flat_map(|thread| &thread.shadows);
@@ -158,20 +153,10 @@ impl Feature for Shadows {
         let _ = self.threads.iter().any(|thread| thread.message(topic, payload));
     }
 
-    fn on_wake(&mut self, _: &mut Context<'_>) {}
-
-    fn next_wake(&self) -> Option<Boottime> {
-        None
-    }
-
     fn on_done(&mut self, _: &mut Context<'_>, done: &Done) {
         if *done == Done::Refetch {
             self.threads.iter().for_each(|thread| thread.tell.tell(Order::Refetch));
         }
-    }
-
-    fn idle(&self) -> bool {
-        true
     }
 
     fn show(&self, status: &mut Value, attention: &mut Vec<String>) {

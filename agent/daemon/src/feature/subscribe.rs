@@ -20,7 +20,7 @@ use otandem_device::machine::now as boottime;
 use otandem_device::run::Stop;
 use serde_json::{Value, json};
 
-use super::{Context, Done, Feature, Reach};
+use super::{Context, Feature, Reach};
 use crate::config::{SubscribeSettings, Target};
 
 /// Bytes of payloads that wait for one rule; a single one may be larger.
@@ -196,10 +196,6 @@ impl Drop for Subscribe {
 }
 
 impl Feature for Subscribe {
-    fn topics(&self) -> Vec<String> {
-        vec![]
-    }
-
     fn optional(&self) -> Vec<Vec<String>> {
         let filters = widest(self.rules.iter().map(|rule| &rule.settings.filter));
         filters.into_iter().map(|filter| vec![filter.as_str().to_owned()]).collect()
@@ -221,18 +217,6 @@ impl Feature for Subscribe {
 
     fn on_message(&mut self, _: &mut Context<'_>, topic: &str, payload: &[u8]) {
         self.deal(topic, payload);
-    }
-
-    fn on_wake(&mut self, _: &mut Context<'_>) {}
-
-    fn next_wake(&self) -> Option<Boottime> {
-        None
-    }
-
-    fn on_done(&mut self, _: &mut Context<'_>, _: &Done) {}
-
-    fn idle(&self) -> bool {
-        true
     }
 
     fn show(&self, status: &mut Value, _: &mut Vec<String>) {

@@ -1,9 +1,8 @@
 //! Gives up after too many failures to connect in a row, for a process that a supervisor starts again.
 
-use otandem_core::time::Boottime;
 use tokio::sync::oneshot;
 
-use super::{Context, Done, Feature};
+use super::{Context, Feature};
 
 /// Failures that are borne; one more ends the process.
 const BORNE: u32 = 5;
@@ -23,10 +22,6 @@ impl Supervised {
 }
 
 impl Feature for Supervised {
-    fn topics(&self) -> Vec<String> {
-        vec![]
-    }
-
     fn on_session(&mut self, _context: &mut Context<'_>, up: bool) {
         self.failures = if up { 0 } else { self.failures + 1 };
         if self.failures > BORNE
@@ -35,19 +30,5 @@ impl Feature for Supervised {
             tracing::error!("{} failures in a row: giving up, to be started again", self.failures);
             let _ = give_up.send(());
         }
-    }
-
-    fn on_message(&mut self, _context: &mut Context<'_>, _topic: &str, _payload: &[u8]) {}
-
-    fn on_wake(&mut self, _context: &mut Context<'_>) {}
-
-    fn next_wake(&self) -> Option<Boottime> {
-        None
-    }
-
-    fn on_done(&mut self, _context: &mut Context<'_>, _done: &Done) {}
-
-    fn idle(&self) -> bool {
-        true
     }
 }

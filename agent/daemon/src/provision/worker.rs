@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use otandem_core::provisioning::record::Record;
-use otandem_core::time::Boottime;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -70,24 +69,10 @@ impl Provisioning {
 }
 
 impl Feature for Provisioning {
-    fn topics(&self) -> Vec<String> {
-        vec![]
-    }
-
     fn attach(&mut self, reach: &Reach) {
         if let Some(worker) = self.kit.take() {
             tokio::spawn(worker.run(reach.outbound.clone()));
         }
-    }
-
-    fn on_session(&mut self, _: &mut Context<'_>, _: bool) {}
-
-    fn on_message(&mut self, _: &mut Context<'_>, _: &str, _: &[u8]) {}
-
-    fn on_wake(&mut self, _: &mut Context<'_>) {}
-
-    fn next_wake(&self) -> Option<Boottime> {
-        None
     }
 
     fn on_done(&mut self, _: &mut Context<'_>, done: &Done) {
