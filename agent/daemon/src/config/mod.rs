@@ -16,6 +16,7 @@ mod services;
 pub mod settings;
 mod sources;
 mod subscribe;
+mod updates;
 pub mod values;
 
 use std::fmt;
