@@ -1,11 +1,11 @@
 //! Topics and payloads of AWS IoT Jobs, read with bounds and written as small as can be.
 
-use crate::gather::Gather as _;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::gather::Gather as _;
 use crate::update::{JobKey, Outcome};
 
 /// Bytes of a payload that is looked at; the broker's own limit.

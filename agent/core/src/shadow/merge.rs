@@ -4,8 +4,9 @@
 //! the text `DELETE`, for formats that have no null; on request also an empty list. Numbers are equal if their values
 //! are, so that 1 and 1.0 are no difference: formats without types give back one for the other.
 
-use crate::gather::Gather as _;
 use serde_json::{Map, Value};
+
+use crate::gather::Gather as _;
 
 /// The text that deletes as null does.
 pub const DELETE: &str = "DELETE";

@@ -1,6 +1,5 @@
 //! What a start finds: the state directory with its record, the bootloader, and what the slots begin with.
 
-use otandem_core::gather::Gather as _;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -8,6 +7,7 @@ use std::sync::Arc;
 
 use otandem_boot::BootControl;
 use otandem_core::boot::{Facts, SetId};
+use otandem_core::gather::Gather as _;
 use otandem_core::jobs::Identity;
 use otandem_core::machine::{Action, Evidence, Machine, Now, Rules};
 use otandem_core::record::Record;

@@ -1,10 +1,10 @@
 //! Puts an agent together: what it starts from, what uses the session, and the session.
 
-use otandem_core::gather::Gather as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use otandem_core::boot::SetId;
+use otandem_core::gather::Gather as _;
 use otandem_core::jobs::Identity;
 use otandem_core::jobs::intake::JobRules;
 use otandem_core::plan::Layout;

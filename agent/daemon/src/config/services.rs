@@ -1,8 +1,8 @@
 //! `[services.NAME]`: shadows, the files of their services, and directories with updates of them.
 
-use otandem_core::gather::Gather as _;
 use std::collections::{BTreeMap, BTreeSet};
 
+use otandem_core::gather::Gather as _;
 use otandem_core::shadow::is_shadow_name;
 use otandem_core::shadow::merge::EmptyList;
 use otandem_device::spool::Keep;

@@ -1,9 +1,10 @@
 //! Reads what [`super::mounts`] judges, from `/proc` and `/sys`.
 
-use otandem_core::gather::Gather as _;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use otandem_core::gather::Gather as _;
 
 use super::error::InstallError;
 use super::mounts::{self, Device, Evidence, InUse};

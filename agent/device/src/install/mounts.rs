@@ -5,11 +5,12 @@
 //! upper directory of an overlay), a disk one of whose partitions is in use, and a partition of a disk that is in
 //! use as a whole.
 
-use otandem_core::gather::Gather as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+
+use otandem_core::gather::Gather as _;
 
 use crate::machine::{self, Dev};
 

@@ -1,7 +1,6 @@
 //! The thread of one table: waits for messages, files, commands and time, and does what its
 //! [`Shadow`]s decide.
 
-use otandem_core::gather::Gather as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
@@ -9,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use otandem_core::gather::Gather as _;
 use otandem_core::messages::Qos;
 use otandem_core::services::definition::Definition;
 use otandem_core::shadow::{Action, Answer, Name, Shadow};
