@@ -111,7 +111,10 @@ fn configurations_that_cannot_be_read_are_named_with_exit_78() {
     let path = |name: &str| folder.path().join(name);
     fs::write(path("noise.toml"), [0xFF; 100]).unwrap();
     fs::write(path("huge.toml"), vec![b'#'; 3 << 20]).unwrap();
-    fs::create_dir(path("empty")).unwrap();
+    fs::create_dir(path("little")).unwrap();
+    // Not the socket of an agent that runs on this machine.
+    let control = format!("[control]\nsocket = '{}'\n", path("control.sock").display());
+    fs::write(path("little/own.toml"), control).unwrap();
     let state = path("state");
     for (config, call, text) in [
         ("absent.toml", "status", "absent.toml"),
@@ -119,8 +122,8 @@ fn configurations_that_cannot_be_read_are_named_with_exit_78() {
         ("noise.toml", "confirm", "UTF-8"),
         ("noise.toml", "config check", "UTF-8"),
         ("huge.toml", "install x --no-digest", "larger than"),
-        ("empty", "config check", "no slots are configured"),
-        ("empty", "fota handle --force", "no cloud is configured"),
+        ("little", "config check", "no slots are configured"),
+        ("little", "fota handle --force", "no cloud is configured"),
     ] {
         let mut command = Command::new(binary::otandem().unwrap());
         command.arg("--config").arg(path(config)).arg("--state-dir").arg(&state).args(call.split(' '));
