@@ -345,6 +345,8 @@ fn before_it_tries_again_to_be_provisioned_it_waits_and_can_be_told_to_end() {
     fleet.leave_the_factory().lock().unwrap().faults(&[Fault::Reject(400, "InvalidParameters")]);
     fleet.start(fleet.otandem(&format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json")));
     fleet.wait_said("not provisioned");
+    // There is no shadow yet that could be asked for.
+    kill(Pid::from_raw(i32::try_from(fleet.agent.as_ref().unwrap().id()).unwrap()), Signal::SIGHUP).unwrap();
     let (code, log) = fleet.end(Signal::SIGTERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("InvalidParameters"), "{log}");
