@@ -385,6 +385,9 @@ fn what_cannot_run_ends_with_1_at_once_and_one_line() {
         (with("--tunnelmappings=MyThing:SSH=22"), "no secure tunnels"),
         (with("--fleetprov=/var/chariotd/gone.json"), "gone.json"),
         (with("--state-dir=/proc/here"), "give --state-dir"),
+        (with("--messages=/var/chariotd/certs --default-message-order=newest"), "newest-first"),
+        (with("--messages=/var/chariotd/certs --default-message-concurrency=0"), "must be 1 to"),
+        (with("--subscribe-exec=a/#/b:true"), "the last level"),
     ] {
         let (code, text) = fleet.ends(&line);
         assert_eq!((code, text.lines().count()), (Some(1), 1), "{line}: {text}");
