@@ -345,6 +345,8 @@ fn before_it_tries_again_to_be_provisioned_it_waits_and_can_be_told_to_end() {
     fleet.leave_the_factory().lock().unwrap().faults(&[Fault::Reject(400, "InvalidParameters")]);
     fleet.start(fleet.otandem(&format!("chariotd {NEEDED} --fleetprov=/var/chariotd/fp.json")));
     fleet.wait_said("not provisioned");
+    // There is no shadow yet that could be asked for.
+    kill(Pid::from_raw(i32::try_from(fleet.agent.as_ref().unwrap().id()).unwrap()), Signal::SIGHUP).unwrap();
     let (code, log) = fleet.end(Signal::SIGTERM);
     assert_eq!(code, Some(0), "{log}");
     assert!(log.contains("InvalidParameters"), "{log}");
@@ -383,6 +385,9 @@ fn what_cannot_run_ends_with_1_at_once_and_one_line() {
         (with("--tunnelmappings=MyThing:SSH=22"), "no secure tunnels"),
         (with("--fleetprov=/var/chariotd/gone.json"), "gone.json"),
         (with("--state-dir=/proc/here"), "give --state-dir"),
+        (with("--messages=/var/chariotd/certs --default-message-order=newest"), "newest-first"),
+        (with("--messages=/var/chariotd/certs --default-message-concurrency=0"), "must be 1 to"),
+        (with("--subscribe-exec=a/#/b:true"), "the last level"),
     ] {
         let (code, text) = fleet.ends(&line);
         assert_eq!((code, text.lines().count()), (Some(1), 1), "{line}: {text}");

@@ -159,6 +159,11 @@ fn settings(sources: &Sources, made: &Translation) -> Result<(Settings, Vec<Find
     if let Feature::Broken(finding) = &settings.cloud {
         return Err(finding.to_string());
     }
+    // A file may turn one function off and leave the others; a wrong command line is nobody's intention.
+    let wrong = findings.iter().find(|found| matches!(found.kind, Kind::Invalid(_)) && made.gave(&found.key));
+    if let Some(Finding { key, problem, .. }) = wrong {
+        return Err(format!("{key}, of the options: {problem}"));
+    }
     let told = |problem: &String| Finding {
         file: None,
         key: String::new(),

@@ -188,15 +188,18 @@ async fn heard(told: Option<oneshot::Receiver<()>>) {
 }
 
 /// From now on SIGTERM and SIGINT end the process with 0, whatever it does: for work that a power cut may interrupt too.
+/// SIGHUP, which means refetch to a daemon, has nothing to do here and does not end it.
 ///
 /// # Errors
 /// No thread or descriptor is left.
 pub(super) fn end_when_told() -> std::io::Result<()> {
     let runtime = runtime()?;
-    let both = async {
+    let all = async {
+        // Once it was asked for, it no longer ends the process, also when nobody listens.
+        drop(signal(SignalKind::hangup())?);
         Ok::<_, std::io::Error>((signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?))
     };
-    let (mut term, mut int) = runtime.block_on(both)?;
+    let (mut term, mut int) = runtime.block_on(all)?;
     let wait = move || {
         runtime.block_on(async {
             tokio::select! {

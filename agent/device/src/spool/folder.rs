@@ -133,6 +133,11 @@ impl Folder {
         Ok(Self { fd, path })
     }
 
+    /// The same directory once more, for somebody who has it for as long as he needs it.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, path: self.path.clone() })
+    }
+
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -321,6 +321,18 @@ fn what_is_moved_in_or_written_and_closed_is_told_and_nothing_else() {
 }
 
 #[test]
+fn what_is_linked_in_as_maildirs_do_and_what_nobody_can_write_is_told() {
+    let place = place();
+    let watch = Watch::new(&place.spool).unwrap();
+    fs::write(place.path("tmp/a"), "x").unwrap();
+    fs::hard_link(place.path("tmp/a"), place.path("new/a")).unwrap();
+    fs::create_dir(place.path("new/b")).unwrap();
+    std::os::unix::fs::symlink("nowhere", place.path("new/c")).unwrap();
+    nix::unistd::mkfifo(&place.path("new/d"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    assert_eq!(everything(&watch), ["a", "b", "c", "d"].map(|name| Found::Name(name.into())));
+}
+
+#[test]
 fn a_directory_that_goes_away_is_told_and_can_be_made_anew() {
     let mut place = place();
     for part in ["new", "."] {

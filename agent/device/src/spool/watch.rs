@@ -1,8 +1,10 @@
 //! Waiting for files: inotify on new/, and a bell for everybody else who wants the waiting thread.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fs::symlink_metadata;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
+use super::folder::Folder;
 use super::{PARTS, Spool, SpoolError};
 
 /// Wakes a thread that waits in [`Watch::wait`] or [`Bell::wait`]; clones are the same bell.
@@ -60,7 +63,8 @@ impl Bell {
 /// What a [`Watch`] saw.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found {
-    /// A file of this name is complete: moved in, or written here and closed.
+    /// Something of this name is complete: moved in, written here and closed, or no file that anybody could write
+    /// (a further link to one that was written elsewhere, a directory, a pipe).
     Name(OsString),
     /// Something was lost: the directory must be read.
     Missed,
@@ -72,6 +76,7 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Watch {
     inotify: Inotify,
+    new: Folder,
 }
 
 impl Watch {
@@ -83,6 +88,7 @@ impl Watch {
         let failed = |e: Errno| SpoolError::new("watch", spool.new.path(), e);
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).map_err(failed)?;
         let what = AddWatchFlags::IN_MOVED_TO
+            | AddWatchFlags::IN_CREATE
             | AddWatchFlags::IN_CLOSE_WRITE
             | AddWatchFlags::IN_MOVE_SELF
             | AddWatchFlags::IN_DELETE_SELF
@@ -95,7 +101,8 @@ impl Watch {
             | AddWatchFlags::IN_DELETE_SELF
             | AddWatchFlags::IN_ONLYDIR;
         inotify.add_watch(&spool.path, parent).map_err(failed)?;
-        Ok(Self { inotify })
+        let new = spool.new.again().map_err(|e| SpoolError::new("watch", spool.new.path(), e))?;
+        Ok(Self { inotify, new })
     }
 
     /// What came since the last call, some of it: an empty list says that there is nothing more now.
@@ -116,11 +123,21 @@ impl Watch {
                 return event.name.filter(|name| PARTS.iter().any(|part| name == part)).map(|_| Found::Gone);
             }
             match event.name {
+                Some(name) if is(AddWatchFlags::IN_CREATE) => {
+                    self.nobody_closes(&name).then_some(Found::Name(name))
+                }
                 Some(name) => Some(Found::Name(name)),
                 None => Some(Found::Gone),
             }
         });
         found.collect()
+    }
+
+    /// Whether what was made under this name is not a file that somebody writes now, which is told when it is closed.
+    /// `link()`, with which a maildir delivers, never says more than that a name was made.
+    fn nobody_closes(&self, name: &OsStr) -> bool {
+        let meta = symlink_metadata(self.new.by_number().join(name));
+        meta.is_ok_and(|meta| !meta.is_file() || meta.nlink() > 1)
     }
 
     /// Waits until there is something to read, or the bell rings, at most `longest`.

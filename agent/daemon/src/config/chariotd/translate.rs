@@ -55,6 +55,15 @@ pub struct Translation {
 }
 
 impl Translation {
+    /// Whether an option gave the value of this key, named in full as `messages.mqtt.order`.
+    #[must_use]
+    pub fn gave(&self, key: &str) -> bool {
+        self.said.0.iter().any(|(table, lines)| {
+            let key = key.strip_prefix(table.as_str()).and_then(|rest| rest.strip_prefix('.'));
+            key.is_some_and(|key| lines.lines().any(|line| line.split(" = ").next() == Some(key)))
+        })
+    }
+
     /// Our configuration, as text.
     #[must_use]
     pub fn toml(&self) -> String {
