@@ -43,7 +43,7 @@ const READ: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_NONBLOCK)
     .union(OFlag::O_NOCTTY)
     .union(OFlag::O_CLOEXEC);
-/// Where a file goes on its way out.
+/// Where a file goes on its way out, under its own name: after a power cut it goes back.
 const LEAVING: &str = ".otandem-leaving";
 
 /// An action directory cannot be used.
@@ -110,12 +110,18 @@ pub struct Spool {
     path: PathBuf,
     tmp: Folder,
     new: Folder,
+    leaving: Folder,
     failed: Failed,
     /// Bytes of a file that is read, at most.
     most: u64,
     /// In the order of their names.
     stuck: Vec<(Entry, Due)>,
     stuck_why: String,
+}
+
+/// Makes [`LEAVING`], unless it is there.
+fn leaving(tmp: &Folder) -> Result<Folder, SpoolError> {
+    tmp.make(OsStr::new(LEAVING), 0o700)
 }
 
 impl Spool {
@@ -129,14 +135,14 @@ impl Spool {
         let tmp = root.make(OsStr::new(PARTS[0]), 0o770)?;
         let new = root.make(OsStr::new(PARTS[1]), 0o770)?;
         let failed = Failed::open(root.make(OsStr::new(PARTS[2]), 0o750)?, keep)?;
-        // Left by a power cut in the middle of a removal: which file that was is not known any more.
-        let leaving = OsStr::new(LEAVING);
-        if tmp.stat(leaving).is_ok() {
-            tmp.give_back(leaving, &new, leaving)
-                .map_err(|e| SpoolError::new("recover", &path.join("tmp"), e))?;
+        let leaving = leaving(&tmp)?;
+        let recover = |e| SpoolError::new("recover", &path.join("tmp").join(LEAVING), e);
+        // Left by a power cut in the middle of a removal. What was moved in since is newer, and stays.
+        for name in leaving.names().map_err(recover)? {
+            leaving.give_back(&name, &new, &name).map_err(recover)?;
         }
         let (stuck, stuck_why) = (Vec::new(), String::new());
-        Ok(Self { path: path.to_owned(), tmp, new, failed, most, stuck, stuck_why })
+        Ok(Self { path: path.to_owned(), tmp, new, leaving, failed, most, stuck, stuck_why })
     }
 
     /// Whether this is still what is found under its path.
@@ -309,25 +315,31 @@ impl Spool {
 
     fn try_settle(&mut self, entry: &Entry, due: &Due) -> Result<After, SpoolError> {
         let failed = |e: io::Error| SpoolError::new("remove", &self.path.join("new").join(&entry.name), e);
+        let name = &entry.name;
         // Moved aside before it is looked at: then nobody can put another file in its place.
-        let leaving = OsStr::new(LEAVING);
-        match self.new.rename(&entry.name, &self.tmp, leaving) {
-            Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(After::Nothing),
-            Err(e) => return Err(failed(e)),
+        match self.new.rename(name, &self.leaving, name) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && self.new.stat(name).is_err() => {
+                return Ok(After::Nothing);
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                // Somebody has tidied up tmp/.
+                self.leaving = leaving(&self.tmp)?;
+                self.new.rename(name, &self.leaving, name).map_err(failed)?;
+            }
+            moved => moved.map_err(failed)?,
         }
-        let ours = self.tmp.stat(leaving).is_ok_and(|stat| stat.identity == entry.identity);
+        let ours = self.leaving.stat(name).is_ok_and(|stat| stat.identity == entry.identity);
         if !ours {
-            self.tmp.give_back(leaving, &self.new, &entry.name).map_err(failed)?;
+            self.leaving.give_back(name, &self.new, name).map_err(failed)?;
             return Ok(After::Another);
         }
         let settled = match due {
-            Due::Removal => self.tmp.remove(leaving).map_err(failed),
-            Due::Failure(reason) => self.failed.take(&self.tmp, leaving, &entry.name, entry.identity, reason),
+            Due::Removal => self.leaving.remove(name).map_err(failed),
+            Due::Failure(reason) => self.failed.take(&self.leaving, name, name, entry.identity, reason),
         };
         if let Err(e) = settled {
             // It stays where it was, and is passed over from now on.
-            self.tmp.give_back(leaving, &self.new, &entry.name).map_err(failed)?;
+            self.leaving.give_back(name, &self.new, name).map_err(failed)?;
             return Err(e);
         }
         Ok(After::Nothing)

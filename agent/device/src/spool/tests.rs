@@ -95,7 +95,7 @@ fn a_file_that_is_done_is_removed_and_one_moved_in_over_it_stays() {
     place.put("a", "three");
     assert_eq!(place.spool.fail(&entry, "wrong"), After::Another);
     assert_eq!((place.load("a").1, place.list("failed").len()), (b"three".to_vec(), 0));
-    assert_eq!(place.list("tmp"), [] as [&str; 0]);
+    assert_eq!(fs::read_dir(place.path("tmp/.otandem-leaving")).unwrap().count(), 0);
 }
 
 #[test]
@@ -110,12 +110,27 @@ fn a_file_taken_away_by_somebody_else_is_no_error() {
 }
 
 #[test]
-fn a_power_cut_in_the_middle_of_a_removal_loses_nothing() {
+fn a_power_cut_in_the_middle_of_a_removal_loses_nothing_of_it_not_its_name() {
     let mut place = place();
-    fs::write(place.path("tmp/.otandem-leaving"), "in doubt").unwrap();
+    for name in ["in-doubt", "replaced"] {
+        fs::write(place.path("tmp/.otandem-leaving").join(name), "old").unwrap();
+    }
+    place.put("replaced", "new");
     place.reopen();
-    assert_eq!(place.list("new"), [".otandem-leaving"]);
-    assert_eq!(place.load(".otandem-leaving").1, b"in doubt");
+    assert_eq!(place.list("new"), ["in-doubt", "replaced"]);
+    assert_eq!((place.load("in-doubt").1, place.load("replaced").1), (b"old".to_vec(), b"new".to_vec()));
+    assert_eq!(fs::read_dir(place.path("tmp/.otandem-leaving")).unwrap().count(), 0);
+}
+
+#[test]
+fn a_tmp_that_somebody_tidied_up_keeps_no_file_that_is_done() {
+    let mut place = place();
+    place.put("a", "1");
+    let (entry, _) = place.load("a");
+    fs::remove_dir(place.path("tmp/.otandem-leaving")).unwrap();
+    assert_eq!(place.spool.done(&entry), After::Nothing);
+    assert_eq!(place.list("new").len(), 0);
+    assert_eq!(place.spool.done(&entry), After::Nothing, "it is gone already");
 }
 
 #[test]
