@@ -69,7 +69,10 @@ async fn serve(settings: &Settings, restarted: Restarted) -> Exit {
             parts(settings, Some(SessionUse::DAEMON), Service::from_env())
         };
         // A daemon that has the state answers there; a command that has it does not, and is soon done.
-        let is_daemon = || !matches!(ask::connect(settings), Ok(None));
+        let is_daemon = || match ask::connect(settings) {
+            Ok(client) => client.is_some_and(|client| client.is_alive()),
+            Err(_) => true,
+        };
         let mut parts = match patiently(attempt, is_daemon).await {
             Ok(parts) => parts,
             Err(e) => return super::complain(Exit::TempFail, &e.to_string()),

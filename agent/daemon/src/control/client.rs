@@ -4,6 +4,11 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::unistd::Pid;
+
 use super::{Answer, AnswerLine, MAX_LINE, Progress, Request, RequestLine, VERSION, What};
 
 /// The daemon cannot be asked.
@@ -64,6 +69,15 @@ impl Client {
             }
             Err(source) => Err(ClientError::Broken { path: path.to_owned(), source }),
         }
+    }
+
+    /// Whether the process that made the socket is there: of one that was killed, a child that it was just starting may
+    /// hold the socket and the state for another moment, and will never answer.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let maker = getsockopt(self.stream.get_ref(), PeerCredentials).map(|maker| maker.pid());
+        // What cannot be told is taken for a daemon.
+        maker.map_or(true, |pid| pid <= 0 || kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
     }
 
     /// Asks, and waits for the answer as long as it takes.

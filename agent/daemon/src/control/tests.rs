@@ -102,6 +102,34 @@ async fn a_hold_stands_as_long_as_the_caller_and_its_refusal_says_why() {
     .await;
 }
 
+#[test]
+fn a_socket_that_a_child_of_a_killed_daemon_holds_is_no_daemon() {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::process::CommandExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control.sock");
+    // Inherited on purpose.
+    let held = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+    bind(held.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    let (inherited, backlog) = (held.try_clone().unwrap(), Backlog::new(1).unwrap());
+    let mut daemon = std::process::Command::new("sh");
+    daemon.args(["-c", "sleep 60 >/dev/null 2>&1 & echo $!"]);
+    // SAFETY: one system call.
+    unsafe { daemon.pre_exec(move || Ok(listen(&inherited, backlog)?)) };
+    let out = daemon.output().unwrap();
+    drop((daemon, held));
+    let client = Client::connect(&path).unwrap().unwrap();
+    assert!(!client.is_alive());
+    let child: i32 = String::from_utf8(out.stdout).unwrap().trim().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), nix::sys::signal::Signal::SIGKILL).unwrap();
+    drop(client);
+    std::fs::remove_file(&path).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    assert!(Client::connect(&path).unwrap().unwrap().is_alive());
+}
+
 #[tokio::test]
 async fn a_daemon_that_drops_a_request_is_told_as_a_defect() {
     with_daemon(drop, |path| {
