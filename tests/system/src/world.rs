@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::cloud::CloudSide;
 pub use crate::cloud::Published;
-use crate::device::{Cloud, Device, Spec};
+use crate::device::{Cloud, Device, Heard, Spec};
 use crate::image::{Health, Image, sha256};
 use crate::pack::{self, Packing};
 
@@ -114,6 +114,15 @@ impl World {
         self.device
             .wait(&format!("log line {text:?}"), LIMIT, |heard| heard.lines(text).next().map(drop))
             .unwrap();
+    }
+
+    /// Waits until scripts told this so often, and not more: what they tell comes by a way of its own, so that it may be
+    /// heard after the end of whatever ran them.
+    pub fn wait_told(&self, what: &str, times: usize) {
+        let told = |heard: &Heard| heard.events.iter().filter(|event| *event == what).count();
+        let enough = |heard: &Heard| (told(heard) >= times).then_some(());
+        self.device.wait(&format!("{what:?}, told {times} times"), LIMIT, enough).unwrap();
+        assert_eq!(self.device.look(told), times, "{what}");
     }
 
     /// Waits until a script stands at this gate.

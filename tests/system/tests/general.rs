@@ -69,7 +69,7 @@ fn documents_that_are_wrong_or_for_others_are_rejected_and_the_next_is_served() 
     let install = json!({"version": "1.0", "steps": [
         step("one"), {"action": {"name": "n", "type": "installImage", "input": {"image": image}}}]});
     world.run("install", &install, Status::Rejected, "the image is for \"another\"");
-    assert_eq!(told(&world, "ran"), 1, "nothing of a rejected document runs");
+    world.wait_told("ran", 1);
     world.finish();
 }
 
@@ -87,7 +87,7 @@ fn ten_jobs_keep_their_order_and_none_is_lost_over_a_kill() {
         let (status, reason) = world.wait_end(&format!("job-{n}"));
         let expected = if n == 3 { Status::Failed } else { Status::Succeeded };
         assert_eq!(status, expected, "job-{n}: {reason}");
-        assert_eq!(told(&world, &format!("begins job-{n}")), 1, "job-{n}");
+        world.wait_told(&format!("begins job-{n}"), 1);
     }
     world.expect_end("job-3", Status::Failed, "interrupted by restart of the agent in step 1/1: one");
     let order: Vec<_> = world.device.look(|heard| {
@@ -109,7 +109,7 @@ fn a_job_that_may_run_again_does_after_a_power_cut() {
     world.wait_gate("here");
     world.device.open_gate("here").unwrap();
     world.expect_end("again", Status::Succeeded, "");
-    assert_eq!(told(&world, "begins"), 2);
+    world.wait_told("begins", 2);
     world.finish();
 }
 
@@ -127,7 +127,8 @@ fn a_reboot_in_the_middle_of_a_job_is_survived_and_happens_once() {
     // In order this time: the agent is told to stop before the device goes down.
     world.device.reboot().unwrap();
     world.expect_end("middle", Status::Succeeded, "Job exited with status: 0");
-    assert_eq!((told(&world, "reboots"), told(&world, "after")), (2, 1));
+    world.wait_told("reboots", 2);
+    world.wait_told("after", 1);
     world.finish();
 }
 
@@ -210,7 +211,7 @@ fn an_outcome_that_nobody_acknowledged_outlives_the_agent() {
     world.device.kill_agent(|| world.lab.clear_faults()).unwrap();
     world.expect_end("silent", Status::Succeeded, "Job exited with status: 0");
     assert!(world.details("silent")["stdout"].starts_with("out"));
-    assert_eq!(told(&world, "ran"), 1);
+    world.wait_told("ran", 1);
     world.finish();
 }
 
@@ -300,11 +301,11 @@ fn a_job_by_hand_runs_beside_no_other_unless_it_is_said() {
     assert!(refused.contains("job cloud (execution 1) is under way: step 1/1: one"), "{refused}");
     assert!(refused.contains("--beside") && told(&world, "quick") == 0, "{refused}");
     world.device.run_fed(&["job", "run", "-", "--beside"], document.as_bytes(), 0).unwrap();
-    assert_eq!(told(&world, "quick"), 1);
+    world.wait_told("quick", 1);
     world.device.open_gate("here").unwrap();
     world.expect_end("cloud", Status::Succeeded, "");
     world.device.run_fed(&["job", "run", "-"], document.as_bytes(), 0).unwrap();
-    assert_eq!(told(&world, "quick"), 2);
+    world.wait_told("quick", 2);
     world.finish();
 }
 
@@ -367,7 +368,8 @@ fn what_is_gone_when_its_turn_comes_costs_one_job_and_the_next_one_runs() {
     world.device.open_gate("here").unwrap();
     world.expect_end("without-handler", Status::Failed, "Job not started: ");
     world.expect_end("last", Status::Succeeded, "");
-    assert_eq!((told(&world, "gone"), told(&world, "last")), (0, 1));
+    world.wait_told("last", 1);
+    assert_eq!(told(&world, "gone"), 0);
     world.finish();
 }
 
@@ -381,6 +383,6 @@ fn a_job_goes_on_while_the_broker_is_away_and_is_told_when_it_is_back() {
     world.wait_connected(2);
     world.device.open_gate("here").unwrap();
     world.expect_end("job", Status::Succeeded, "Job exited with status: 0");
-    assert_eq!(told(&world, "begins"), 1);
+    world.wait_told("begins", 1);
     world.finish();
 }

@@ -92,7 +92,7 @@ fn what_is_deaf_to_a_request_to_end_is_killed_with_its_children_and_the_next_job
     world.job("next", &steps(&["next"]));
     world.expect_end("deaf", Status::Failed, "Job timed out: the step ran for 1 s, in step deaf");
     world.expect_end("next", Status::Succeeded, "");
-    assert_eq!(told(&world, "next"), 1, "no step comes after one that failed");
+    world.wait_told("next", 1);
     let processes: Vec<String> = world.device.look(|heard| {
         heard.events.iter().filter_map(|e| e.strip_prefix("process ")).map(str::to_owned).collect()
     });
@@ -165,7 +165,7 @@ fn outcomes_are_told_and_jobs_run_while_the_disk_of_the_state_is_full() {
         ],
     );
     world.run("fills", &steps(&["fills"]), Status::Succeeded, "Job exited with status: 0");
-    assert_eq!(told(&world, "filled 1"), 1, "the disk took everything");
+    world.wait_told("filled 1", 1);
     world.run("fails", &steps(&["fails"]), Status::Failed, "Job exited with status: 3, in step fails");
     world.run("next", &steps(&["next"]), Status::Succeeded, "Job exited with status: 0");
     assert_eq!(world.details("next")["stdout"].trim_end(), "still full");
