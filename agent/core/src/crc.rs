@@ -1,30 +1,27 @@
-//! CRC-32 as in zlib and Ethernet (reflected, polynomial 0xEDB88320), for pieces of a few kilobytes: tables that make it
-//! fast would be 16 kB of program.
+//! CRC-32 as in zlib, Ethernet and the environments of U-Boot (reflected, polynomial 0xEDB88320), for pieces of a few
+//! kilobytes: tables that make it fast would be 16 kB of program.
 
-/// What four bits add.
-const NIBBLES: [u32; 16] = nibbles();
-
-const fn nibbles() -> [u32; 16] {
-    let mut table = [0; 16];
-    let (mut at, mut value) = (0, 0);
-    while at < table.len() {
-        let mut crc: u32 = value;
-        let mut bit = 0;
-        while bit < 4 {
+/// What each byte adds.
+const TABLE: [u32; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0u32;
+    while byte < 256 {
+        let (mut crc, mut bit) = (byte, 0);
+        while bit < 8 {
             crc = if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
             bit += 1;
         }
-        table[at] = crc;
-        (at, value) = (at + 1, value + 1);
+        table[byte as usize] = crc;
+        byte += 1;
     }
     table
-}
+};
 
 /// The checksum of `bytes`.
 #[must_use]
 pub fn crc32(bytes: &[u8]) -> u32 {
-    let nibble = |crc: u32| crc >> 4 ^ NIBBLES[(crc & 0xf) as usize];
-    !bytes.iter().fold(!0, |crc, byte| nibble(nibble(crc ^ u32::from(*byte))))
+    let next = |crc: u32, byte: &u8| TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)] ^ crc >> 8;
+    !bytes.iter().fold(!0, next)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! what follows counts for the CRC only.
 
 use otandem_core::boot::SetId;
+use otandem_core::crc::crc32;
 
 use crate::BootNames;
 use crate::counters::{Env, Round};
@@ -79,26 +80,6 @@ pub struct TooLarge {
     pub needed: usize,
     /// Bytes of a copy.
     pub size: usize,
-}
-
-const TABLE: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut byte: u32 = 0;
-    while byte < 256 {
-        let (mut crc, mut bit) = (byte, 0);
-        while bit < 8 {
-            crc = if crc & 1 == 1 { crc >> 1 ^ 0xEDB8_8320 } else { crc >> 1 };
-            bit += 1;
-        }
-        table[byte as usize] = crc;
-        byte += 1;
-    }
-    table
-};
-
-fn crc32(data: &[u8]) -> u32 {
-    let next = |crc: u32, byte: &u8| TABLE[usize::from(crc.to_le_bytes()[0] ^ byte)] ^ crc >> 8;
-    !data.iter().fold(!0, next)
 }
 
 /// Reads one copy as U-Boot's `env import` does.
