@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::run::{self, End, Spec, Stop};
+use crate::run::{self, Spec, Stop};
 use crate::services::{self, OutfileError};
 
 /// From SIGTERM to SIGKILL of a command that is over its time.
@@ -134,26 +134,12 @@ pub fn exec(
     limit: Duration,
     stop: &Stop,
 ) -> Result<(), DeliveryError> {
-    let mut spec = Spec::new(["/bin/sh", "-c", command]);
-    let own = std::env::vars_os().filter(|(name, _)| name != TOPIC && name != "PATH");
-    let path = std::env::var_os("PATH").map(|path| ("PATH".into(), path));
-    let path = path.or_else(|| spec.env.pop());
-    spec.env = own.chain(path).chain([(TOPIC.into(), topic.into())]).collect();
+    let own = [(TOPIC.into(), topic.into())];
+    let mut spec = Spec::new(["/bin/sh", "-c", command]).in_own_environment(own);
     spec.stdin = Some(message.to_vec());
     spec.time_limit = Some(limit);
     spec.grace = GRACE;
-    let outcome = run::run(spec, stop)?;
-    let last = outcome.stderr_tail.lines().last().unwrap_or_default();
-    match outcome.end {
-        End::Exited(0) => Ok(()),
-        End::Exited(code) => Err(DeliveryError::Command(format!("exit code {code}: {last}"))),
-        End::Signaled(signal) => Err(DeliveryError::Command(format!("ended by signal {signal}: {last}"))),
-        End::TimedOut => {
-            let seconds = limit.as_secs_f32();
-            Err(DeliveryError::Command(format!("not done within {seconds} s, and ended")))
-        }
-        End::Stopped => Err(DeliveryError::Command("ended with the agent".into())),
-    }
+    run::run(spec, stop)?.printed(limit).map(drop).map_err(DeliveryError::Command)
 }
 
 #[cfg(test)]

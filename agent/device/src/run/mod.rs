@@ -67,6 +67,21 @@ impl Spec {
         }
     }
 
+    /// With the environment of otandem itself, and `variables` in the place of its own ones of those names. Without a `PATH`
+    /// it has the ordinary one.
+    #[must_use]
+    pub fn in_own_environment(mut self, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
+        let given: Vec<_> = variables.into_iter().collect();
+        let own = std::env::vars_os().filter(|(name, _)| !given.iter().any(|(ours, _)| ours == name));
+        let mut env: Vec<_> = own.collect();
+        if !env.iter().any(|(name, _)| name == "PATH") {
+            env.append(&mut self.env);
+        }
+        env.extend(given);
+        self.env = env;
+        self
+    }
+
     fn program(&self) -> String {
         self.argv.first().map(|p| p.to_string_lossy().into_owned()).unwrap_or_default()
     }
@@ -121,6 +136,22 @@ impl Outcome {
     #[must_use]
     pub fn success(&self) -> bool {
         self.end == End::Exited(0)
+    }
+
+    /// What it printed, where it exited with code 0; else one line that says how it ended, with the last line of its
+    /// standard error. `limit`: the time that it had.
+    ///
+    /// # Errors
+    /// It ended in any other way.
+    pub fn printed(self, limit: Duration) -> Result<String, String> {
+        let last = self.stderr_tail.lines().last().unwrap_or_default();
+        match self.end {
+            End::Exited(0) => Ok(self.stdout_tail),
+            End::Exited(code) => Err(format!("exit code {code}: {last}")),
+            End::Signaled(signal) => Err(format!("ended by signal {signal}: {last}")),
+            End::TimedOut => Err(format!("not done within {} s, and ended", limit.as_secs_f32())),
+            End::Stopped => Err("ended with the agent".into()),
+        }
     }
 }
 

@@ -175,22 +175,11 @@ fn shell(
     output_tail: usize,
     stop: &Stop,
 ) -> Result<String, String> {
-    let mut spec = Spec::new(["/bin/sh", "-c", command]);
-    spec.env.clear();
-    spec.env.extend(std::env::vars_os());
-    if std::env::var_os("PATH").is_none() {
-        spec.env.push(("PATH".into(), "/usr/sbin:/usr/bin:/sbin:/bin".into()));
-    }
+    let mut spec = Spec::new(["/bin/sh", "-c", command]).in_own_environment([]);
     (spec.stdin, spec.output_tail, spec.time_limit) = (stdin, output_tail, Some(time_limit));
     let outcome = run::run(spec, stop).map_err(|e| e.to_string())?;
-    let last = outcome.stderr_tail.lines().last().unwrap_or_default();
-    match outcome.end {
-        End::Exited(0) => Ok(outcome.stdout_tail),
-        End::Exited(code) => Err(format!("exit code {code}: {last}")),
-        End::Signaled(signal) => Err(format!("ended by signal {signal}: {last}")),
-        End::TimedOut => Err(format!("not done within {} s, and ended", time_limit.as_secs())),
-        End::Stopped => Err("ended with the agent; it runs again".into()),
-    }
+    let again = if outcome.end == End::Stopped { "; it runs again" } else { "" };
+    outcome.printed(time_limit).map_err(|why| why + again)
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use otandem_core::messages::{Brief, Letterhead, MAX_PAYLOAD};
-use otandem_device::run::{self, End, Spec, Stop};
+use otandem_device::run::{self, Spec, Stop};
 
 /// What one letterhead may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -35,25 +35,13 @@ pub(super) fn letterhead(
         ("MESSAGE_PRIORITY_SLOT", brief.priority_slot.into()),
         ("MESSAGE_WAS_PRIORITISED", if brief.prioritised { "1" } else { "" }.into()),
     ];
-    let mut spec = Spec::new([program]);
-    let own = std::env::vars_os().filter(|(name, _)| !variables.iter().any(|(ours, _)| name == ours));
-    let mut env: Vec<_> = own.collect();
-    if !env.iter().any(|(name, _)| name == "PATH") {
-        env.append(&mut spec.env);
-    }
-    env.extend(variables.map(|(name, value)| (name.into(), value)));
-    spec.env = env;
+    let variables = variables.map(|(name, value)| (name.into(), value));
+    let mut spec = Spec::new([program]).in_own_environment(variables);
     spec.time_limit = Some(LIMIT);
     spec.grace = GRACE;
     // What is longer is no JSON any more.
     spec.output_tail = MAX_PAYLOAD;
     let outcome = run::run(spec, stop).map_err(|e| told(&e))?;
-    let last = outcome.stderr_tail.lines().last().unwrap_or_default();
-    match outcome.end {
-        End::Exited(0) => Letterhead::read(outcome.stdout_tail.as_bytes()).map_err(|e| told(&e)),
-        End::Exited(code) => Err(told(&format!("exit code {code}: {last}"))),
-        End::Signaled(signal) => Err(told(&format!("ended by signal {signal}: {last}"))),
-        End::TimedOut => Err(told(&format!("not done within {} s, and ended", LIMIT.as_secs()))),
-        End::Stopped => Err(told(&"ended with the agent")),
-    }
+    let printed = outcome.printed(LIMIT).map_err(|why| told(&why))?;
+    Letterhead::read(printed.as_bytes()).map_err(|e| told(&e))
 }
