@@ -6,6 +6,7 @@ pub mod commands;
 pub mod jobs;
 pub mod messages;
 pub mod shadows;
+mod sparing;
 pub mod subscribe;
 pub mod supervised;
 

@@ -14,19 +14,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use otandem_core::filter::{Filter, widest};
-use otandem_core::time::Boottime;
 use otandem_device::delivery;
 use otandem_device::machine::now as boottime;
 use otandem_device::run::Stop;
 use serde_json::{Value, json};
 
+use super::sparing::Sparing;
 use super::{Context, Feature, Reach};
 use crate::config::{SubscribeSettings, Target};
 
 /// Bytes of payloads that wait for one rule; a single one may be larger.
 const QUEUE_BYTES: usize = 512 << 10;
-/// Between two lines in the log about what one rule could not hand on.
-const QUIET: Duration = Duration::from_secs(1);
 /// How long the end of the agent waits for commands that are being ended.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -147,8 +145,7 @@ impl Rule {
     /// The thread. `_alive` is closed at its end.
     fn run(&self, stop: &Stop, _alive: &Sender<()>) {
         let SubscribeSettings { name, target, timeout, .. } = &self.settings;
-        let mut logged: Option<Boottime> = None;
-        let mut unlogged = 0u64;
+        let mut failures = Sparing::default();
         while let Some(Message { topic, payload }) = self.next() {
             let result = match target {
                 Target::Write(path) => delivery::write(path, &payload, *timeout),
@@ -166,12 +163,7 @@ impl Rule {
             let line = format!("{:?}: {why}", &*topic);
             state.last_error = Some(line.clone());
             drop(state);
-            unlogged += 1;
-            let now = boottime();
-            if logged.is_none_or(|last| now.since(last) >= QUIET) {
-                logged = Some(now);
-                let others = std::mem::take(&mut unlogged) - 1;
-                let others = if others > 0 { format!(" ({others} others before it)") } else { String::new() };
+            if let Some(others) = failures.again(boottime()) {
                 tracing::warn!("subscribe.{name}: not handed on{others}: {line}");
             }
         }

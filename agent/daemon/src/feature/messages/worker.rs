@@ -23,6 +23,7 @@ use super::generator;
 use super::priority::Priorities;
 use crate::cloud::channel::{Fate, Fates, Outbound, Post};
 use crate::config::MessagesSettings;
+use crate::feature::sparing::Sparing;
 
 /// Until a directory that cannot be used is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
@@ -36,8 +37,6 @@ const NEWS: usize = 16;
 const BATCH: usize = 16;
 /// Bytes of files that are held by messages on their way; a single one may be larger.
 const HELD: u64 = 2 << 20;
-/// Between two lines in the log about refused files.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// What the thread is told.
 pub(super) enum Order {
@@ -95,8 +94,7 @@ pub(super) struct Worker {
     beyond: u64,
     sent: u64,
     last_error: Option<String>,
-    logged: Option<Boottime>,
-    unlogged: u64,
+    refusals: Sparing,
     looked: Boottime,
 }
 
@@ -133,8 +131,7 @@ impl Worker {
             beyond: 0,
             sent: 0,
             last_error: None,
-            logged: None,
-            unlogged: 0,
+            refusals: Sparing::default(),
             looked: Boottime::default(),
         }
     }
@@ -418,12 +415,7 @@ impl Worker {
         self.left(entry);
         let after = spool.fail(entry, why);
         let line = format!("{:?}: {why}", entry.name);
-        self.unlogged += 1;
-        let now = boottime();
-        if self.logged.is_none_or(|last| now.since(last) >= QUIET) {
-            self.logged = Some(now);
-            let others = std::mem::take(&mut self.unlogged) - 1;
-            let others = if others > 0 { format!(" ({others} others before it)") } else { String::new() };
+        if let Some(others) = self.refusals.again(boottime()) {
             tracing::warn!("messages.{}: refused{others}: {line}", self.settings.name);
         }
         self.last_error = Some(line);

@@ -11,6 +11,8 @@ use otandem_core::time::Boottime;
 use otandem_device::spool::{After, Bell, Entry, Found, Keep, Loaded, Spool, Watch};
 use serde_json::{Value, json};
 
+use crate::feature::sparing::Sparing;
+
 /// Until a directory that cannot be used is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// Until a file that cannot be read now is tried again, and a directory that went away is opened again.
@@ -21,8 +23,6 @@ const LOOK: Duration = Duration::from_secs(60);
 const NEWS: usize = 16;
 /// Files that wait for their report in memory, of a few KiB each; all others wait in the directory.
 const HELD: usize = 256;
-/// Between two lines in the log about refused files.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// An update.
 pub(super) struct Update {
@@ -49,12 +49,11 @@ pub(super) struct Updates {
     held: BTreeMap<u64, Entry>,
     files: u64,
     last_error: Option<String>,
-    logged: Option<Boottime>,
-    unlogged: u64,
+    refusals: Sparing,
 }
 
 impl Updates {
-    pub(super) const fn new(table: String, directory: PathBuf, keep: Keep) -> Self {
+    pub(super) fn new(table: String, directory: PathBuf, keep: Keep) -> Self {
         Self {
             table,
             directory,
@@ -68,8 +67,7 @@ impl Updates {
             held: BTreeMap::new(),
             files: 0,
             last_error: None,
-            logged: None,
-            unlogged: 0,
+            refusals: Sparing::default(),
         }
     }
 
@@ -196,12 +194,7 @@ impl Updates {
         let Some((spool, _)) = &mut self.open else { return };
         let after = spool.fail(entry, why);
         let line = format!("{:?}: {why}", entry.name);
-        self.unlogged += 1;
-        let now = otandem_device::machine::now();
-        if self.logged.is_none_or(|last| now.since(last) >= QUIET) {
-            self.logged = Some(now);
-            let others = std::mem::take(&mut self.unlogged) - 1;
-            let others = if others > 0 { format!(" ({others} others before it)") } else { String::new() };
+        if let Some(others) = self.refusals.again(otandem_device::machine::now()) {
             tracing::warn!("services.{}: refused{others}: {line}", self.table);
         }
         self.last_error = Some(line);
