@@ -88,7 +88,10 @@ impl Fleet {
     }
 
     fn command(&self, program: &Path, line: &str) -> Command {
-        let mut command = Command::new(program);
+        self.with_line(Command::new(program), line)
+    }
+
+    fn with_line(&self, mut command: Command, line: &str) -> Command {
         command
             .args(self.here(line).split_whitespace())
             .env_remove("NOTIFY_SOCKET")
@@ -101,12 +104,7 @@ impl Fleet {
     fn otandem(&self, line: &str) -> Command {
         let mut command = Command::new(binary::otandem().unwrap());
         command.arg("--config").arg(self.path("/ours.toml")).arg("--state-dir").arg(self.path("/state"));
-        command
-            .args(self.here(line).split_whitespace())
-            .env_remove("NOTIFY_SOCKET")
-            .current_dir(self.root.path());
-        command.stdin(Stdio::null()).stderr(Stdio::piped()).stdout(Stdio::piped());
-        command
+        self.with_line(command, line)
     }
 
     fn start(&mut self, mut command: Command) {

@@ -94,7 +94,7 @@ pub(super) fn parts(
     let (mut features, mut link, mut named) = (Vec::<Box<dyn Feature>>::new(), None, None);
     if session.as_ref().is_some_and(|session| session.beside == Beside::All) {
         // Also of a device without a cloud.
-        features.extend(switched(&settings.commands, "commands", features::commands));
+        features.extend(switched(&settings.commands, "commands are off", features::commands));
     }
     let wallet = |cloud| Wallet::new(cloud, Arc::clone(&clock), Keeping::Preference);
     if let (Some((cloud, _)), None, Some(SessionUse { beside: Beside::All, .. })) = (cloud, &me, &session) {
@@ -115,10 +115,10 @@ pub(super) fn parts(
         };
         features.extend(jobs(settings, &me, rules.clone(), others));
         if session.beside == Beside::All {
-            features.extend(switched(&settings.messages, "messages", features::messages));
-            features.extend(switched(&settings.subscribe, "subscriptions", features::subscribe));
+            features.extend(switched(&settings.messages, "messages are off", features::messages));
+            features.extend(switched(&settings.subscribe, "subscriptions are off", features::subscribe));
             let shadows = |tables| features::shadows(tables, &me.thing, &settings.state_dir);
-            features.extend(switched(&settings.services, "shadows", shadows));
+            features.extend(switched(&settings.services, "shadows are off", shadows));
             let (wallet, clock) = (wallet.clone(), Arc::clone(&clock));
             features.extend(provisioning(settings, Some(&me.thing), wallet, clock, None));
         }
@@ -147,17 +147,17 @@ fn jobs(
     features::jobs(me.clone(), rules.unwrap_or_else(no_rules), others)
 }
 
-/// A feature, if it is on and this build has it.
+/// A feature, if it is on and this build has it; `off` is told where its tables have a mistake.
 fn switched<T: Clone>(
     switch: &Switch<T>,
-    name: &str,
+    off: &str,
     make: impl FnOnce(T) -> Option<Box<dyn Feature>>,
 ) -> Option<Box<dyn Feature>> {
     match switch {
         Switch::Off => None,
         Switch::On(settings) => make(settings.clone()),
         Switch::Broken(_) => {
-            tracing::warn!("{name} are off");
+            tracing::warn!("{off}");
             None
         }
     }
@@ -171,14 +171,8 @@ fn provisioning(
     clock: Arc<Clock>,
     named: Option<oneshot::Sender<()>>,
 ) -> Option<Box<dyn Feature>> {
-    match &settings.provisioning {
-        Switch::Off => None,
-        Switch::On(_) => features::provisioning(settings, thing, wallet, clock, named),
-        Switch::Broken(_) => {
-            tracing::warn!("provisioning is off");
-            None
-        }
-    }
+    let make = |_| features::provisioning(settings, thing, wallet, clock, named);
+    switched(&settings.provisioning, "provisioning is off", make)
 }
 
 fn no_rules() -> JobRules {
