@@ -67,6 +67,16 @@ pub(super) fn load(cert: &Path, key: &Path, clock: &Clock) -> Result<cert::Ident
     cert::load_identity(cert, key, clock.now(), built()).map_err(|e| e.to_string())
 }
 
+/// The same, also where its validity has not begun by our clock.
+pub(crate) fn load_ahead(cert: &Path, key: &Path, clock: &Clock) -> Result<cert::Identity, CertError> {
+    match cert::load_identity(cert, key, clock.now(), built()) {
+        Err(CertError::NotYetValid { not_before, .. } | CertError::ClockNotSet { not_before, .. }) => {
+            cert::load_identity(cert, key, not_before, built())
+        }
+        other => other,
+    }
+}
+
 /// The certificate that `rotation` shows next, with its name. `passed_over`: gets a line for each that cannot be used.
 pub(super) fn from_store(
     store: &Store,
@@ -78,15 +88,11 @@ pub(super) fn from_store(
     let names: Vec<_> = pairs.iter().map(|pair| pair.name.clone()).collect();
     for name in rotation.order(&names, store.preferred().as_deref()) {
         let Some(pair) = pairs.iter().find(|pair| pair.name == name) else { continue };
-        let loaded = cert::load_identity(&pair.cert, &pair.key, clock.now(), built());
-        let loaded =
-            match loaded {
-                // It was made a moment ago by a clock that is ahead of ours; the broker goes by its own.
-                Err(
-                    CertError::NotYetValid { not_before, .. } | CertError::ClockNotSet { not_before, .. },
-                ) if name != FLAT => cert::load_identity(&pair.cert, &pair.key, not_before, built()),
-                other => other,
-            };
+        let loaded = match name.as_str() {
+            FLAT => cert::load_identity(&pair.cert, &pair.key, clock.now(), built()),
+            // It may have been made a moment ago by a clock that is ahead of ours; the broker goes by its own.
+            _ => load_ahead(&pair.cert, &pair.key, clock),
+        };
         match loaded {
             Ok(identity) => return Ok((name, identity)),
             Err(e) => passed_over.push(e.to_string()),

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use otandem_core::provisioning::rotation::next;
 use otandem_device::certstore::Store;
 use serde_json::Value;
 
@@ -111,9 +112,7 @@ fn rotate(store: &Store) -> Result<(), String> {
     if names.len() < 2 {
         return Ok(());
     }
-    let preferred = store.preferred();
-    let at = names.iter().position(|name| Some(name) == preferred.as_ref()).unwrap_or(0);
-    let next = &names[(at + 1) % names.len()];
+    let Some(next) = next(&names, &store.preferred().unwrap_or_default()) else { return Ok(()) };
     tracing::info!("the next start uses the certificate {next}");
     store.prefer(next).map_err(|e| e.to_string())
 }

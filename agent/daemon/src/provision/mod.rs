@@ -19,7 +19,6 @@ use std::time::Duration;
 use otandem_core::formats::{ArrayStyle, FormatError, print};
 use otandem_core::provisioning::record::{MAX_RECORD, Record};
 use otandem_core::provisioning::{Failure, Plan};
-use otandem_device::cert::CertError;
 use otandem_device::certstore::{Store, StoreError};
 use otandem_device::run::Stop;
 use otandem_device::services::{self, Notifier, OutfileError};
@@ -284,16 +283,9 @@ impl Kit {
 
     /// When the certificate ends that lasts longest, in seconds since 1970, with its name; `None` without one.
     fn ends(&self) -> Option<(u64, String)> {
-        let (now, built) = (self.clock.now(), crate::cloud::identity::built());
         let pairs = self.store.list().unwrap_or_default();
         let ends = pairs.into_iter().filter_map(|pair| {
-            let load = |now| otandem_device::cert::load_identity(&pair.cert, &pair.key, now, built);
-            let loaded = match load(now) {
-                Err(
-                    CertError::NotYetValid { not_before, .. } | CertError::ClockNotSet { not_before, .. },
-                ) => load(not_before),
-                other => other,
-            };
+            let loaded = crate::cloud::identity::load_ahead(&pair.cert, &pair.key, &self.clock);
             loaded.ok().map(|identity| (identity.not_after, pair.name))
         });
         ends.max()
